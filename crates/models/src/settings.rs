@@ -1,0 +1,346 @@
+//! Settings of a model and of its fine-tuning, as they stand in a task file.
+
+use serde::{Deserialize, Serialize};
+use simfluence_core::{Optimizer, Schedule};
+
+/// Shape of a decoder-only transformer.
+///
+/// Every field has a default, so that a task file names only what differs.
+///
+/// ```
+/// use simfluence_models::ModelSettings;
+/// let settings = ModelSettings { width: 96, ..ModelSettings::default() };
+/// assert_eq!((settings.layers, settings.heads), (3, 4));
+/// assert!(settings.check().is_ok());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// Number of blocks, default 3, at least 1.
+    pub layers: u32,
+    /// Attention heads per block, default 4; divides `width`.
+    pub heads: u32,
+    /// Width of the residual stream, default 128.
+    pub width: u32,
+    /// Longest input in tokens, default 128.
+    pub context: u32,
+    /// Whether the output matrix is the token embedding, default true.
+    pub tied_output: bool,
+    /// Dropout probability of the embeddings and of what each block adds to the residual stream,
+    /// default 0, in `[0, 1)`. Active in fine-tuning and pre-training only.
+    pub dropout: f64,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            layers: 3,
+            heads: 4,
+            width: 128,
+            context: 128,
+            tied_output: true,
+            dropout: 0.0,
+        }
+    }
+}
+
+impl ModelSettings {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// A size of 0, heads that do not divide the width, a dropout outside `[0, 1)`.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let sizes = [
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("width", self.width),
+            ("context", self.context),
+        ];
+        for (setting, got) in sizes {
+            at_least_one(setting, got)?;
+        }
+        if !self.width.is_multiple_of(self.heads) {
+            return Err(SettingsError::Heads {
+                width: self.width,
+                heads: self.heads,
+            });
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(SettingsError::Range {
+                setting: "dropout",
+                expected: "at least 0 and below 1",
+                got: self.dropout,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// How a model is fine-tuned or pre-trained.
+///
+/// ```
+/// use simfluence_models::TrainingSettings;
+/// let settings = TrainingSettings { steps: 96, ..TrainingSettings::default() };
+/// assert!(settings.check().is_ok());
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingSettings {
+    /// The optimiser with its constants, default AdamW with PyTorch's.
+    pub optimizer: Optimizer,
+    /// Peak learning rate, default 1e-3, above 0. A curriculum's own learning rates come first.
+    pub learning_rate: f64,
+    /// Course of the learning rate, default constant without warm-up.
+    pub schedule: Schedule,
+    /// Training examples per step, default 8.
+    pub batch_size: u32,
+    /// Number of steps `T`, default 96.
+    pub steps: u32,
+    /// Largest global norm of the gradient; longer ones are scaled down to it. Default: none.
+    pub gradient_clip: Option<f64>,
+    /// The test losses are measured after every step that this divides, and after the last one;
+    /// default 1.
+    pub eval_every: u32,
+    /// Test examples evaluated at once, default 64. Memory and speed only; but sums are ordered
+    /// by it, so that the last bits of a loss may depend on it.
+    pub eval_batch_size: u32,
+    /// LibTorch threads of one run, default 1.
+    pub threads: u32,
+    /// A checkpoint is offered after every step that this divides, and after the last one.
+    /// Default: none at all.
+    pub checkpoint_every: Option<u32>,
+}
+
+impl Default for TrainingSettings {
+    fn default() -> Self {
+        Self {
+            optimizer: Optimizer::default(),
+            learning_rate: 1e-3,
+            schedule: Schedule::default(),
+            batch_size: 8,
+            steps: 96,
+            gradient_clip: None,
+            eval_every: 1,
+            eval_batch_size: 64,
+            threads: 1,
+            checkpoint_every: None,
+        }
+    }
+}
+
+impl TrainingSettings {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// A count of 0, a learning rate or clipping norm that is not positive and finite.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let counts = [
+            ("batch_size", self.batch_size),
+            ("steps", self.steps),
+            ("eval_every", self.eval_every),
+            ("eval_batch_size", self.eval_batch_size),
+            ("threads", self.threads),
+            ("checkpoint_every", self.checkpoint_every.unwrap_or(1)),
+        ];
+        for (setting, got) in counts {
+            at_least_one(setting, got)?;
+        }
+        positive("learning_rate", self.learning_rate)?;
+        positive("gradient_clip", self.gradient_clip.unwrap_or(1.0))
+    }
+
+    /// `η_t` of step `step` (counted from 1) of `steps`, where the curriculum gives none.
+    pub fn learning_rate_at(&self, step: u32, steps: u32) -> f32 {
+        (self.learning_rate * self.schedule.factor(step, steps)) as f32
+    }
+
+    /// Whether the test losses are measured after step `step` of `steps`.
+    pub fn evaluates_at(&self, step: u32, steps: u32) -> bool {
+        step == steps || step.is_multiple_of(self.eval_every)
+    }
+
+    /// Whether a checkpoint is due after step `step` of `steps`.
+    pub fn checkpoints_at(&self, step: u32, steps: u32) -> bool {
+        self.checkpoint_every
+            .is_some_and(|every| step == steps || step.is_multiple_of(every))
+    }
+}
+
+fn at_least_one(setting: &'static str, got: u32) -> Result<(), SettingsError> {
+    if got == 0 {
+        return Err(SettingsError::Zero { setting });
+    }
+    Ok(())
+}
+
+fn positive(setting: &'static str, got: f64) -> Result<(), SettingsError> {
+    if got.is_finite() && got > 0.0 {
+        return Ok(());
+    }
+    Err(SettingsError::Range {
+        setting,
+        expected: "positive and finite",
+        got,
+    })
+}
+
+/// What is wrong with model or training settings.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SettingsError {
+    /// A size or count of 0.
+    #[error("{setting} is 0; it must be at least 1")]
+    Zero {
+        /// Name of the setting.
+        setting: &'static str,
+    },
+    /// Heads that do not divide the width.
+    #[error("width {width} is not divisible by {heads} heads")]
+    Heads {
+        /// Width of the model.
+        width: u32,
+        /// Number of heads.
+        heads: u32,
+    },
+    /// A number out of range.
+    #[error("{setting} is {got}; it must be {expected}")]
+    Range {
+        /// Name of the setting.
+        setting: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+        /// What was given.
+        got: f64,
+    },
+}
+
+/// A prompt and its answer as tokens.
+///
+/// Its loss is the mean negative log-likelihood (nats) of `tokens[answer_start..]`, each token
+/// predicted from all that precede it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TokenizedExample {
+    /// Prompt and answer.
+    pub tokens: Vec<u32>,
+    /// Position of the answer's first token; at least 1, below the number of tokens.
+    pub answer_start: usize,
+}
+
+impl TokenizedExample {
+    /// Checks that the example can be trained on by a model of this vocabulary and context.
+    ///
+    /// # Errors
+    /// No prompt, no answer, a token outside the vocabulary, more tokens than the context holds.
+    pub fn check(&self, vocabulary: u32, context: u32) -> Result<(), TokensError> {
+        if self.answer_start == 0 || self.answer_start >= self.tokens.len() {
+            return Err(TokensError::Answer {
+                tokens: self.tokens.len(),
+                answer_start: self.answer_start,
+            });
+        }
+        // The last token is predicted but never read.
+        if self.tokens.len() > context as usize + 1 {
+            return Err(TokensError::TooLong {
+                expected: context as usize + 1,
+                got: self.tokens.len(),
+            });
+        }
+        match self.tokens.iter().find(|&&token| token >= vocabulary) {
+            Some(&token) => Err(TokensError::UnknownToken { token, vocabulary }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a model cannot read an example.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokensError {
+    /// Prompt or answer is empty.
+    #[error("the answer starts at token {answer_start} of {tokens}; prompt and answer need at least one token each")]
+    Answer {
+        /// Number of tokens.
+        tokens: usize,
+        /// Where the answer starts.
+        answer_start: usize,
+    },
+    /// More tokens than the model reads.
+    #[error("{got} tokens, but the model's context holds {expected}; raise `context` in the task file or shorten the example")]
+    TooLong {
+        /// Most tokens, answer included.
+        expected: usize,
+        /// Tokens of the example.
+        got: usize,
+    },
+    /// A token the model does not have.
+    #[error("token {token} is not in the model's vocabulary of {vocabulary} tokens")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocabulary: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_read_from_a_task_file_with_defaults() {
+        let model: ModelSettings = toml::from_str("width = 96").unwrap();
+        assert_eq!(model, ModelSettings { width: 96, ..ModelSettings::default() });
+        let training: TrainingSettings =
+            toml::from_str("steps = 7\n[optimizer]\nname = \"sgd\"\nmomentum = 0.9").unwrap();
+        assert_eq!(training.steps, 7);
+        assert_eq!(training.optimizer.name(), "sgd");
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused() {
+        assert!(toml::from_str::<ModelSettings>("widht = 96").is_err());
+        assert!(toml::from_str::<TrainingSettings>("step = 7").is_err());
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let heads = ModelSettings { heads: 5, ..ModelSettings::default() };
+        assert!(heads.check().unwrap_err().to_string().contains("5 heads"));
+        let dropout = ModelSettings { dropout: 1.0, ..ModelSettings::default() };
+        assert!(dropout.check().unwrap_err().to_string().contains("dropout is 1"));
+        let rate = TrainingSettings { learning_rate: f64::NAN, ..TrainingSettings::default() };
+        assert!(rate.check().unwrap_err().to_string().contains("learning_rate is NaN"));
+        let every = TrainingSettings { checkpoint_every: Some(0), ..TrainingSettings::default() };
+        assert!(every.check().unwrap_err().to_string().contains("checkpoint_every is 0"));
+    }
+
+    #[test]
+    fn the_last_step_is_always_evaluated_and_checkpointed() {
+        let settings = TrainingSettings {
+            eval_every: 4,
+            checkpoint_every: Some(5),
+            ..TrainingSettings::default()
+        };
+        let evaluated: Vec<u32> = (1..=11).filter(|&t| settings.evaluates_at(t, 11)).collect();
+        let saved: Vec<u32> = (1..=11).filter(|&t| settings.checkpoints_at(t, 11)).collect();
+        assert_eq!((evaluated, saved), (vec![4, 8, 11], vec![5, 10, 11]));
+        assert!(!TrainingSettings::default().checkpoints_at(11, 11));
+    }
+
+    #[test]
+    fn examples_that_a_model_cannot_read_are_refused() {
+        let example = |tokens: &[u32], answer_start| TokenizedExample {
+            tokens: tokens.to_vec(),
+            answer_start,
+        };
+        assert_eq!(example(&[1, 2, 3], 2).check(4, 2), Ok(()));
+        assert!(matches!(example(&[1, 2], 0).check(4, 9), Err(TokensError::Answer { .. })));
+        assert!(matches!(example(&[1, 2], 2).check(4, 9), Err(TokensError::Answer { .. })));
+        assert_eq!(
+            example(&[1, 2, 3], 1).check(4, 1),
+            Err(TokensError::TooLong { expected: 2, got: 3 })
+        );
+        assert_eq!(
+            example(&[1, 4], 1).check(4, 9),
+            Err(TokensError::UnknownToken { token: 4, vocabulary: 4 })
+        );
+    }
+}

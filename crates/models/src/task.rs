@@ -1,0 +1,392 @@
+//! Task files: what is trained, on what, and how its runs are drawn.
+
+use crate::numbers;
+use crate::settings::{ModelSettings, SettingsError, TokenizedExample, TrainingSettings};
+use crate::text::{TableSettings, TaskData, TextError, TextExample, load_table};
+use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
+use serde::{Deserialize, Serialize};
+use simfluence_core::design::{DesignError, DesignSettings, PlannedRun, RunShape, draw_plan};
+use simfluence_core::{ExampleError, Examples, Optimizer, Schedule};
+use std::path::{Path, PathBuf};
+
+/// A task file (TOML).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Name of the task.
+    pub name: String,
+    /// What a token is, default `character`.
+    #[serde(default)]
+    pub tokenizer: TokenizerKind,
+    /// The examples.
+    pub data: DataSettings,
+    /// The model.
+    #[serde(default)]
+    pub model: ModelSettings,
+    /// How the base model comes about.
+    #[serde(default)]
+    pub pretraining: PretrainingSettings,
+    /// How a run fine-tunes it.
+    pub training: TrainingSettings,
+    /// How the runs' curricula are drawn.
+    #[serde(default)]
+    pub design: DesignSettings,
+}
+
+/// Where a task's examples come from (`[data]`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "lowercase")]
+pub enum DataSettings {
+    /// The number tasks, generated.
+    Numbers(NumbersSettings),
+    /// A CSV or JSON Lines file of the user's.
+    Table(TableSettings),
+}
+
+/// Sizes of the number tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NumbersSettings {
+    /// Examples of each of the four training tasks, 1 to 256, default 256.
+    pub train_per_dataset: usize,
+    /// Test examples, 1 to 256, default 64.
+    pub test: usize,
+    /// Lines of generic text to pre-train on, default 20 000.
+    pub corpus_lines: usize,
+    /// Seed of the draw, default 0.
+    pub seed: u64,
+}
+
+impl Default for NumbersSettings {
+    fn default() -> Self {
+        Self {
+            train_per_dataset: numbers::LARGEST_SIZE,
+            test: 64,
+            corpus_lines: 20_000,
+            seed: 0,
+        }
+    }
+}
+
+/// How the base model is pre-trained: next-token prediction on random windows of the corpus.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PretrainingSettings {
+    /// Steps, default 1 000; 0 fine-tunes from random parameters.
+    pub steps: u32,
+    /// Windows per batch, default 16.
+    pub batch_size: u32,
+    /// Peak learning rate, default 1e-3.
+    pub learning_rate: f64,
+    /// Schedule of the learning rate, default constant.
+    pub schedule: Schedule,
+    /// Optimiser, default AdamW.
+    pub optimizer: Optimizer,
+    /// Seed of initialisation and windows, default 0.
+    pub seed: u64,
+}
+
+impl Default for PretrainingSettings {
+    fn default() -> Self {
+        Self {
+            steps: 1_000,
+            batch_size: 16,
+            learning_rate: 1e-3,
+            schedule: Schedule::default(),
+            optimizer: Optimizer::default(),
+            seed: 0,
+        }
+    }
+}
+
+/// A task with its examples read, checked and tokenised.
+#[derive(Debug, Clone)]
+pub struct PreparedTask {
+    /// The task file.
+    pub task: Task,
+    /// Training examples of the run set.
+    pub train: Examples,
+    /// Test examples of the run set.
+    pub test: Examples,
+    /// Training examples as tokens.
+    pub train_tokens: Vec<TokenizedExample>,
+    /// Test examples as tokens.
+    pub test_tokens: Vec<TokenizedExample>,
+    /// Pre-training text as tokens.
+    pub corpus_tokens: Vec<u32>,
+    /// The tokeniser.
+    pub tokenizer: Tokenizer,
+}
+
+impl Task {
+    /// Reads a task file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no TOML, or has unknown or missing settings: the message names
+    /// file, line and setting.
+    pub fn load(path: &Path) -> Result<Self, TaskError> {
+        let text = std::fs::read_to_string(path).map_err(|source| TaskError::Unreadable {
+            path: path.to_owned(),
+            problem: source.to_string(),
+        })?;
+        Self::parse(&text).map_err(|error| match error {
+            TaskError::Malformed { problem, .. } => TaskError::Malformed {
+                path: path.to_owned(),
+                problem,
+            },
+            other => other,
+        })
+    }
+
+    /// Parses the text of a task file.
+    ///
+    /// # Errors
+    /// As [`Task::load`].
+    pub fn parse(text: &str) -> Result<Self, TaskError> {
+        let task: Self = toml::from_str(text).map_err(|source| TaskError::Malformed {
+            path: PathBuf::from("task"),
+            problem: source.to_string(),
+        })?;
+        task.check()?;
+        Ok(task)
+    }
+
+    fn check(&self) -> Result<(), TaskError> {
+        self.model.check()?;
+        self.training.check()?;
+        if let DataSettings::Numbers(numbers) = &self.data {
+            for (setting, got) in [
+                ("data.train_per_dataset", numbers.train_per_dataset),
+                ("data.test", numbers.test),
+            ] {
+                if !(1..=numbers::LARGEST_SIZE).contains(&got) {
+                    return Err(TaskError::Setting {
+                        setting,
+                        got: got.to_string(),
+                        wanted: format!("1 to {}", numbers::LARGEST_SIZE),
+                    });
+                }
+            }
+        }
+        let rate = self.pretraining.learning_rate;
+        if self.pretraining.steps > 0 && !(rate.is_finite() && rate > 0.0) {
+            return Err(TaskError::Setting {
+                setting: "pretraining.learning_rate",
+                got: rate.to_string(),
+                wanted: "positive and finite".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The examples and the pre-training text; `data` overrides `data.path` of the task file.
+    ///
+    /// # Errors
+    /// No path for a table, or what [`load_table`] refuses.
+    pub fn data(&self, data: Option<&Path>) -> Result<TaskData, TaskError> {
+        match &self.data {
+            DataSettings::Numbers(settings) => Ok(TaskData {
+                train: numbers::train_examples(settings.train_per_dataset, settings.seed),
+                test: numbers::test_examples(settings.test),
+                corpus: numbers::generic_text(settings.corpus_lines, settings.seed),
+            }),
+            DataSettings::Table(settings) => {
+                let path =
+                    data.or(settings.path.as_deref())
+                        .ok_or_else(|| TaskError::NoDataPath {
+                            task: self.name.clone(),
+                        })?;
+                Ok(load_table(settings, path)?)
+            }
+        }
+    }
+
+    /// Reads the examples and tokenises everything.
+    ///
+    /// # Errors
+    /// As [`Task::data`]; duplicate keys; a text that cannot be tokenised or does not fit the
+    /// model's context.
+    pub fn prepare(&self, data: Option<&Path>) -> Result<PreparedTask, TaskError> {
+        let data = self.data(data)?;
+        let texts = data
+            .train
+            .iter()
+            .chain(&data.test)
+            .flat_map(|e| [e.prompt.as_str(), e.answer.as_str()])
+            .chain([data.corpus.as_str()]);
+        let tokenizer = Tokenizer::new(self.tokenizer, texts);
+        let context = self.model.context as usize;
+        let tokens = |examples: &[TextExample]| -> Result<Vec<TokenizedExample>, TokenizerError> {
+            examples
+                .iter()
+                .map(|e| tokenizer.example(e, context))
+                .collect()
+        };
+        Ok(PreparedTask {
+            task: self.clone(),
+            train: Examples::new(data.train.iter().map(TextExample::to_example).collect())?,
+            test: Examples::new(data.test.iter().map(TextExample::to_example).collect())?,
+            train_tokens: tokens(&data.train)?,
+            test_tokens: tokens(&data.test)?,
+            corpus_tokens: tokenizer.encode(&data.corpus)?,
+            tokenizer,
+        })
+    }
+
+    /// Draws the runs of the task's design over these training examples.
+    ///
+    /// # Errors
+    /// See [`draw_plan`].
+    pub fn plan(&self, train: &Examples) -> Result<Vec<PlannedRun>, TaskError> {
+        let (datasets, dataset_of) = train.groups("dataset");
+        let shape = RunShape {
+            steps: self.training.steps,
+            batch_size: self.training.batch_size,
+            learning_rate: self.training.learning_rate,
+            schedule: self.training.schedule,
+        };
+        Ok(draw_plan(&self.design, &shape, &datasets, &dataset_of)?)
+    }
+}
+
+/// Why a task cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// The file cannot be read.
+    #[error("cannot read the task file {}: {problem}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        problem: String,
+    },
+    /// Not TOML, or with unknown or missing settings.
+    #[error("{}: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says, with line.
+        problem: String,
+    },
+    /// A setting out of its range.
+    #[error("{setting} is {got}; it must be {wanted}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What was given.
+        got: String,
+        /// What is allowed.
+        wanted: String,
+    },
+    /// A table task without its file.
+    #[error(
+        "task {task:?} reads its examples from a file: give it with --data FILE, or as data.path in the task file"
+    )]
+    NoDataPath {
+        /// Name of the task.
+        task: String,
+    },
+    /// A setting of the model or of training out of its range.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The examples' file.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A text that cannot be tokenised.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Keys that are not unique.
+    #[error(transparent)]
+    Examples(#[from] ExampleError),
+    /// A design that cannot be drawn.
+    #[error(transparent)]
+    Design(#[from] DesignError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NUMBERS: &str = r#"
+        name = "numbers"
+        [data]
+        source = "numbers"
+        train_per_dataset = 16
+        test = 8
+        corpus_lines = 50
+        [model]
+        context = 144
+        [training]
+        learning_rate = 1e-3
+        steps = 12
+        batch_size = 4
+        [design]
+        runs = 3
+        held_out = 2
+    "#;
+
+    #[test]
+    fn a_small_task_prepares_and_plans() {
+        let task = Task::parse(NUMBERS).unwrap();
+        let prepared = task.prepare(None).unwrap();
+        assert_eq!((prepared.train.len(), prepared.test.len()), (64, 8));
+        let answer = &prepared.test_tokens[1];
+        assert_eq!(
+            prepared
+                .tokenizer
+                .decode(&answer.tokens[answer.answer_start..]),
+            "33\n"
+        );
+        let plan = task.plan(&prepared.train).unwrap();
+        assert!(plan.iter().all(|run| run.curriculum.len() == 12));
+    }
+
+    #[test]
+    fn an_unknown_setting_is_named_with_its_line() {
+        let message = Task::parse(&NUMBERS.replace("steps = 12", "stepps = 12"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("stepps") && message.contains("line"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_table_task_without_a_file_says_how_to_give_one() {
+        let text = r#"
+            name = "t"
+            [data]
+            source = "table"
+            prompt = "{a}"
+            answer = "{b}"
+            dataset = "{b}"
+            train_per_dataset = 1
+            test_per_dataset = 1
+            [training]
+            learning_rate = 1e-3
+            steps = 12
+            batch_size = 4
+        "#;
+        let message = Task::parse(text)
+            .unwrap()
+            .data(None)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("--data"), "{message}");
+    }
+
+    #[test]
+    fn a_size_out_of_range_is_named() {
+        let text = NUMBERS.replace("train_per_dataset = 16", "train_per_dataset = 300");
+        let message = Task::parse(&text).unwrap_err().to_string();
+        assert!(message.contains("data.train_per_dataset"), "{message}");
+    }
+
+    #[test]
+    fn an_example_longer_than_the_context_is_named() {
+        let task = Task::parse(&NUMBERS.replace("context = 144", "context = 20")).unwrap();
+        let message = task.prepare(None).unwrap_err().to_string();
+        assert!(message.contains("model.context"), "{message}");
+    }
+}

@@ -1,0 +1,477 @@
+//! The command line: what can be asked for, with its help texts.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// A training-run simulator engine: what if the model had been fine-tuned on other data?
+///
+/// Records real fine-tuning runs, learns from them how each training example moves the loss of
+/// each test example, and answers what-ifs without training.
+#[derive(Debug, Parser)]
+#[command(name = "simfluence", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw the curricula of a run set as a file, so that any trainer can run them.
+    Plan(PlanArgs),
+    /// Fine-tune and record the runs of a task.
+    Record(RecordArgs),
+    /// Turn logs from elsewhere into a run set.
+    Import(ImportArgs),
+    /// Is this run set whole, and what is in it?
+    Check(CheckArgs),
+    /// Learn a simulator from the training runs of a run set.
+    Fit(FitArgs),
+    /// Score training examples with an attribution method.
+    Attribute(AttributeArgs),
+    /// Simulate a curriculum.
+    Simulate(SimulateArgs),
+    /// Edit a recorded run's curriculum and show what would have happened.
+    Whatif(WhatifArgs),
+    /// Judge methods by how well they predict real runs.
+    Compare(CompareArgs),
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+    /// For spreadsheets.
+    Csv,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  simfluence plan data/tasks/numbers.toml --out plan.parquet")]
+pub struct PlanArgs {
+    /// Task file (TOML) with a [design].
+    pub task: PathBuf,
+    /// Where the plan goes (Parquet: run, seed, design, … and the columns of `steps`).
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The task's examples, where the task file reads a table.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence record data/tasks/numbers.toml --out number-runs --jobs 2\n  simfluence record data/tasks/ag_news.toml --data ag_news.csv --out news-runs\n\nInterrupted (Ctrl-C or killed), the same command goes on where it stopped."
+)]
+pub struct RecordArgs {
+    /// Task file (TOML).
+    pub task: PathBuf,
+    /// Folder of the run set; made if it is not there.
+    #[arg(long, value_name = "RUN_SET")]
+    pub out: PathBuf,
+    /// The task's examples, where the task file reads a table.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Record the runs of this plan instead of those of the task's own design.
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+    /// Record only these runs (ids, globs, ranges; several with commas).
+    #[arg(long, value_name = "RUNS", value_delimiter = ',')]
+    pub runs: Vec<String>,
+    /// How many runs at once; each has training.threads threads.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub jobs: u32,
+    /// `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Save a checkpoint to go on from every so many steps (default: training.checkpoint_every).
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub resume_every: Option<u32>,
+}
+
+/// Arguments of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The kind of logs.
+    #[command(subcommand)]
+    pub source: ImportSource,
+}
+
+/// Kinds of logs that can be imported.
+#[derive(Debug, Subcommand)]
+pub enum ImportSource {
+    /// The folder layout of GPTDynamics/GPTfluence: per run `train_samples_id.json` and
+    /// `all_loss_trajectory.out`.
+    #[command(
+        after_help = "Example:\n  simfluence import gptdynamics GPTDynamics/rte --out rte-runs"
+    )]
+    Gptdynamics {
+        /// Folder with one folder per run.
+        folder: PathBuf,
+        /// Folder of the new run set.
+        #[arg(long, value_name = "RUN_SET")]
+        out: PathBuf,
+    },
+    /// Plain long tables, Parquet or CSV.
+    #[command(
+        after_help = "Columns:\n  steps   run, step, batch, learning_rate?, batch_loss?\n  losses  run, step, test_id, loss\n  train/test examples  id, key, dataset, …\n  runs    run, optimizer, its constants\n\nExample:\n  simfluence import tables --steps steps.csv --losses losses.parquet --out my-runs"
+    )]
+    Tables(ImportTablesArgs),
+}
+
+/// Arguments of `import tables`.
+#[derive(Debug, Args)]
+pub struct ImportTablesArgs {
+    /// What was trained: one row per run and step.
+    #[arg(long, value_name = "FILE")]
+    pub steps: PathBuf,
+    /// What was measured: one row per run, step and test example.
+    #[arg(long, value_name = "FILE")]
+    pub losses: PathBuf,
+    /// The training examples.
+    #[arg(long, value_name = "FILE")]
+    pub train_examples: Option<PathBuf>,
+    /// The test examples.
+    #[arg(long, value_name = "FILE")]
+    pub test_examples: Option<PathBuf>,
+    /// The runs' optimisers.
+    #[arg(long, value_name = "FILE")]
+    pub runs: Option<PathBuf>,
+    /// Another name of a column, as OURS=THEIRS (repeatable), for example `test_id=example`.
+    #[arg(long = "column", value_name = "OURS=THEIRS")]
+    pub columns: Vec<String>,
+    /// Folder of the new run set.
+    #[arg(long, value_name = "RUN_SET")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  simfluence check number-runs")]
+pub struct CheckArgs {
+    /// Folder of the run set.
+    pub run_set: PathBuf,
+    /// How the result is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// Which runs may be learned from and which are for judging.
+#[derive(Debug, Args)]
+pub struct SplitArgs {
+    /// Runs to learn from: ids, globs, ranges (`train-*`, `train-000..train-007`), with commas.
+    #[arg(long, value_name = "RUNS", value_delimiter = ',')]
+    pub train_runs: Vec<String>,
+    /// Runs to judge by, in the same form.
+    #[arg(long, value_name = "RUNS", value_delimiter = ',')]
+    pub test_runs: Vec<String>,
+    /// Seed of everything drawn (the split, folds, bootstrap).
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Simulators that `fit` learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum FitMethod {
+    /// `L_t = α_t L_{t-1} + β_t`.
+    #[default]
+    SimfluenceLinear,
+    /// `L_t = L_{t-1} + β_t`.
+    SimfluenceAdditive,
+    /// `L_t = α_t L_{t-1}`.
+    SimfluenceMultiplicative,
+    /// Per step the mean of the training runs.
+    MeanRun,
+}
+
+/// What a fit minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ObjectiveArg {
+    /// The error of each step from the true loss before it.
+    #[default]
+    TeacherForced,
+    /// The error of whole simulated curves.
+    Rollout,
+}
+
+/// How the minimum is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SolverArg {
+    /// The normal equations, solved to rounding.
+    Exact,
+    /// Conjugate gradients (argmin).
+    Cg,
+    /// L-BFGS (argmin).
+    Lbfgs,
+}
+
+/// What multiplicative factors are shrunk to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ShrinkTo {
+    /// "This example changes nothing".
+    #[default]
+    One,
+    /// As in the paper.
+    Zero,
+}
+
+/// Arguments of `fit`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence fit number-runs --out linear.safetensors\n  simfluence fit number-runs --out linear.safetensors --lambda 0.1 --solver cg\n  simfluence fit number-runs --out rolled.safetensors --objective rollout"
+)]
+pub struct FitArgs {
+    /// Folder of the run set.
+    pub run_set: PathBuf,
+    /// Where the simulator goes (safetensors).
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What to learn.
+    #[arg(long, value_enum, default_value_t)]
+    pub method: FitMethod,
+    /// What to minimise.
+    #[arg(long, value_enum, default_value_t)]
+    pub objective: ObjectiveArg,
+    /// How (default: exact; rollout: lbfgs).
+    #[arg(long, value_enum)]
+    pub solver: Option<SolverArg>,
+    /// What factors are shrunk to.
+    #[arg(long, value_enum, default_value_t)]
+    pub shrink_to: ShrinkTo,
+    /// `auto` (leave-run-out rollouts), one strength, or `A,B` for factors and offsets.
+    #[arg(long, default_value = "auto")]
+    pub lambda: String,
+    /// Which runs.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// How the report is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// Attribution methods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AttributionMethod {
+    /// Inner product of gradients at the end of the reference run.
+    Graddot,
+    /// Cosine of gradients at the end of the reference run.
+    Gradcos,
+    /// Learning-rate weighted inner products over the reference run's checkpoints.
+    TracinCp,
+}
+
+/// Arguments of `attribute`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  simfluence attribute number-runs --method tracin-cp --out tracin.safetensors"
+)]
+pub struct AttributeArgs {
+    /// Folder of the run set, recorded with checkpoints.
+    pub run_set: PathBuf,
+    /// The method.
+    #[arg(long, value_enum)]
+    pub method: AttributionMethod,
+    /// Where the scores go (safetensors, train × test; larger = lowers the loss more); default:
+    /// `scores/METHOD.safetensors` in the run set, where `compare` finds them.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Also write the additive simulator, its gain fitted on the training runs.
+    #[arg(long, value_name = "FILE")]
+    pub simulator: Option<PathBuf>,
+    /// The run whose checkpoints are used (default: the first training run that has some).
+    #[arg(long, value_name = "RUN")]
+    pub reference_run: Option<String>,
+    /// `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Which runs.
+    #[command(flatten)]
+    pub split: SplitArgs,
+}
+
+/// Arguments of `simulate`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence simulate linear.safetensors --run-set number-runs --run held-out-000 --out curve.csv\n  simfluence simulate linear.safetensors --run-set number-runs --curriculum mine.parquet --out curve.parquet"
+)]
+pub struct SimulateArgs {
+    /// The simulator.
+    pub simulator: PathBuf,
+    /// The run set it was learned from: names of the examples, and the losses to start from.
+    #[arg(long, value_name = "RUN_SET")]
+    pub run_set: PathBuf,
+    /// Simulate the curriculum of this run.
+    #[arg(long, value_name = "RUN", conflicts_with = "curriculum")]
+    pub run: Option<String>,
+    /// Simulate this curriculum (Parquet with the columns of `steps`).
+    #[arg(long, value_name = "FILE", required_unless_present = "run")]
+    pub curriculum: Option<PathBuf>,
+    /// Start from the recorded `L_0` of this run (default: --run, else the first run).
+    #[arg(long, value_name = "RUN")]
+    pub initial_from: Option<String>,
+    /// Where the trajectory goes (.parquet, .csv or .json); default: standard output, as CSV.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// How a curriculum is edited.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct EditArgs {
+    /// Train without these: `dataset:NAME`, `key:K`, `id:3`, `id:3-9`, `tag:T`, `COLUMN:VALUE` or
+    /// a bare name (repeatable).
+    #[arg(long, value_name = "SELECTION")]
+    pub drop: Vec<String>,
+    /// Train on these only (repeatable).
+    #[arg(long, value_name = "SELECTION")]
+    pub keep: Vec<String>,
+    /// Train on these more often: `SELECTION=TIMES` (repeatable).
+    #[arg(long, value_name = "SELECTION=TIMES")]
+    pub repeat: Vec<String>,
+    /// Put other examples in their place: `SELECTION=SELECTION` (repeatable).
+    #[arg(long, value_name = "OLD=NEW")]
+    pub replace: Vec<String>,
+    /// The same examples in another order: `dataset` or `dataset:A,B,C`, `random`, `reversed`, or
+    /// `given:FILE` with one id or key per line.
+    #[arg(long, value_name = "ORDER")]
+    pub reorder: Option<String>,
+    /// Every learning rate times this factor.
+    #[arg(long, value_name = "FACTOR")]
+    pub learning_rate: Option<f64>,
+}
+
+/// What happens to batches that lose or gain members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum FillArg {
+    /// Step count and batch sizes stay; free places go to random other members of the run.
+    #[default]
+    Resample,
+    /// Batches become smaller or larger.
+    Shrink,
+    /// The run becomes shorter or longer.
+    Shorten,
+}
+
+/// Arguments of `whatif`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence whatif number-runs --run ordinary-000 --drop length-words\n  simfluence whatif number-runs --run ordinary-000 --repeat dataset:succeed-digits=3 --picture repeat.svg\n  simfluence whatif number-runs --run ordinary-000 --reorder dataset --verify"
+)]
+pub struct WhatifArgs {
+    /// Folder of the run set.
+    pub run_set: PathBuf,
+    /// The recorded run to edit.
+    #[arg(long, value_name = "RUN")]
+    pub run: String,
+    /// The edits, made in the order drop, keep, repeat, replace, reorder, learning rate.
+    #[command(flatten)]
+    pub edits: EditArgs,
+    /// What happens to batches that lose or gain members.
+    #[arg(long, value_enum, default_value_t)]
+    pub fill: FillArg,
+    /// A simulator file (default: Simfluence-Linear, fitted now on the training runs).
+    #[arg(long, value_name = "FILE")]
+    pub simulator: Option<PathBuf>,
+    /// Really retrain with the run's seed and show simulated against true.
+    #[arg(long)]
+    pub verify: bool,
+    /// Group the answer by this column of the test examples.
+    #[arg(long, value_name = "COLUMN", default_value = "dataset")]
+    pub group_by: String,
+    /// Show every test example, not only those that change most.
+    #[arg(long)]
+    pub all: bool,
+    /// Where the picture goes (default: `whatif.svg` in the current folder).
+    #[arg(long, value_name = "FILE", default_value = "whatif.svg")]
+    pub picture: PathBuf,
+    /// Where the edited curriculum goes (Parquet).
+    #[arg(long, value_name = "FILE")]
+    pub curriculum_out: Option<PathBuf>,
+    /// `cpu`, `cuda` or `cuda:N`, for --verify.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Which runs.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// How the answer is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// Methods that `compare` knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompareMethod {
+    /// Simfluence-Linear.
+    SimfluenceLinear,
+    /// Simfluence-Additive.
+    SimfluenceAdditive,
+    /// Simfluence-Multiplicative.
+    SimfluenceMultiplicative,
+    /// GradDot.
+    Graddot,
+    /// GradCos.
+    Gradcos,
+    /// TracIn-CP.
+    TracinCp,
+}
+
+/// Arguments of `compare`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence compare number-runs --plots pictures\n  simfluence compare number-runs --methods simfluence-linear,tracin-cp --format json\n\nThe baselines no-learning, mean-run and (on the suite) no-effect stand in every table."
+)]
+pub struct CompareArgs {
+    /// Folder of the run set.
+    pub run_set: PathBuf,
+    /// The methods (default: all that this run set and this build allow).
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub methods: Vec<CompareMethod>,
+    /// Simulator files to compare besides, already fitted.
+    #[arg(long, value_name = "FILE")]
+    pub simulator: Vec<PathBuf>,
+    /// Score files to compare besides, as additive simulators.
+    #[arg(long, value_name = "FILE")]
+    pub scores: Vec<PathBuf>,
+    /// The run whose checkpoints gradient methods use.
+    #[arg(long, value_name = "RUN")]
+    pub reference_run: Option<String>,
+    /// `cpu`, `cuda` or `cuda:N`, for gradient methods.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Folder for the pictures.
+    #[arg(long, value_name = "FOLDER")]
+    pub plots: Option<PathBuf>,
+    /// Bootstrap resamples of the intervals.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..))]
+    pub resamples: u32,
+    /// Which runs.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// How the table is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_whatif_needs_an_edit() {
+        assert!(Cli::try_parse_from(["simfluence", "whatif", "runs", "--run", "a"]).is_err());
+        let with = ["simfluence", "whatif", "runs", "--run", "a", "--drop", "x"];
+        assert!(Cli::try_parse_from(with).is_ok());
+    }
+}
