@@ -1,0 +1,35 @@
+//! Judging simulators: who learns from which runs, how far predictions are from real runs, and
+//! tables and pictures of it.
+//!
+//! | step | where |
+//! | --- | --- |
+//! | which runs train and which judge | [`split_runs`], [`RunSelection`] |
+//! | how far a trajectory is off | [`all_steps_errors`], [`final_correlations`], [`Effects`] |
+//! | how sure that is | [`bootstrap_interval`], [`paired_interval`] |
+//! | all methods on all held-out runs and edits | [`compare()`] |
+//! | tables | [`table`] |
+//! | pictures | [`plots`] |
+
+mod bootstrap;
+mod compare;
+mod metrics;
+pub mod plots;
+#[cfg(test)]
+mod ref_metrics;
+mod selection;
+mod split;
+pub mod table;
+
+pub use bootstrap::{
+    BootstrapSettings, Interval, Ratio, bootstrap_interval, paired_interval, ratio_of_sums,
+};
+pub use compare::{
+    Block, CompareError, CompareSettings, Comparison, Estimate, HELD_OUT, Method, MethodCosts,
+    NO_EFFECT, PairedDifference, Row, RunScore, SUITE, Union, compare, simulate_run,
+};
+pub use metrics::{
+    AllStepsErrors, Effects, FinalCorrelations, all_steps_errors, average_ranks, errors_per_test,
+    final_correlations, final_pairs, no_effect, pearson, spearman,
+};
+pub use selection::{RunSelection, SelectionError};
+pub use split::{Conflict, LeftOut, SplitError, SplitRuns, SplitSettings, SuitePair, split_runs};
