@@ -157,6 +157,9 @@ pub struct ImportTablesArgs {
 pub struct CheckArgs {
     /// Folder of the run set.
     pub run_set: PathBuf,
+    /// Also fail unless fine-tuning lowered the mean test loss by this share (0.5: by half).
+    #[arg(long, value_name = "SHARE")]
+    pub learned: Option<f64>,
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

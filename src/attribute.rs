@@ -1,0 +1,138 @@
+//! `simfluence attribute`: score training examples with an attribution method.
+
+use crate::cli::{AttributeArgs, AttributionMethod, CompareArgs};
+use crate::runs::OpenRuns;
+use anyhow::{Context, Result};
+use simfluence_core::{Fit, Progress, Run, Scores};
+use simfluence_evaluation::SplitRuns;
+use simfluence_recorder::{read_artifact, write_artifact};
+use simfluence_simulators::additive::{FitAdditive, Gain};
+use std::path::PathBuf;
+
+/// Name of a method, as in files and tables.
+pub fn name(method: AttributionMethod) -> &'static str {
+    match method {
+        AttributionMethod::Graddot => "graddot",
+        AttributionMethod::Gradcos => "gradcos",
+        AttributionMethod::TracinCp => "tracin-cp",
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
+    let open = OpenRuns::read(&args.run_set)?;
+    let split = open.split(&args.split)?;
+    let reference = reference_run(&open, &split, args.reference_run.as_deref())?;
+    let scores = compute(args.method, &open, reference, &args.device, progress)?;
+    let out = match &args.out {
+        Some(path) => path.clone(),
+        None => kept_scores(&open, args.method)?,
+    };
+    write_artifact(&out, &scores.to_artifact())?;
+    println!(
+        "{}: {} of {} training × {} test examples, from run {}; larger = training on it lowers the loss more",
+        out.display(),
+        scores.method,
+        scores.train_keys.len(),
+        scores.test_keys.len(),
+        reference.id
+    );
+    if let Some(path) = &args.simulator {
+        let fit = FitAdditive {
+            scores,
+            gain: Gain::Fitted,
+        };
+        let simulator = fit.fit(&split.train, open.train_count(), progress)?;
+        write_artifact(path, &simulator.to_artifact())?;
+        println!(
+            "{}: additive simulator, gain {:.4}",
+            path.display(),
+            simulator.gain()
+        );
+    }
+    Ok(())
+}
+
+/// The scores kept in the run set if they are of the same reference run, else computed and kept.
+pub fn cached(
+    args: &CompareArgs,
+    open: &OpenRuns,
+    split: &SplitRuns<'_>,
+    method: AttributionMethod,
+    progress: &dyn Progress,
+) -> Result<Scores> {
+    let reference = reference_run(open, split, args.reference_run.as_deref())?;
+    let path = kept_scores(open, method)?;
+    if path.exists() {
+        let scores = Scores::from_artifact(&read_artifact(&path)?)
+            .with_context(|| format!("{}", path.display()))?;
+        open.check_keys(&path, &scores.train_keys, &scores.test_keys)?;
+        let made_from = scores.provenance.get("reference_run");
+        if made_from.and_then(|v| v.as_str()) == Some(&reference.id) {
+            return Ok(scores);
+        }
+    }
+    let scores = compute(method, open, reference, &args.device, progress)?;
+    write_artifact(&path, &scores.to_artifact())?;
+    Ok(scores)
+}
+
+/// Where `compare` finds the scores of a method.
+fn kept_scores(open: &OpenRuns, method: AttributionMethod) -> Result<PathBuf> {
+    let folder = open.set.path().join("scores");
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    Ok(folder.join(format!("{}.safetensors", name(method))))
+}
+
+/// The run named, or the first training run with checkpoints; never a held-out one.
+fn reference_run<'a>(
+    open: &'a OpenRuns,
+    split: &SplitRuns<'a>,
+    wanted: Option<&str>,
+) -> Result<&'a Run> {
+    let has_checkpoints =
+        |run: &Run| -> Result<bool> { Ok(!open.set.checkpoints(&run.id)?.is_empty()) };
+    if let Some(id) = wanted {
+        let run = split.train.iter().find(|r| r.id == id).with_context(|| {
+            format!("the reference run {id:?} must be one of the training runs")
+        })?;
+        if !has_checkpoints(run)? {
+            anyhow::bail!("the reference run {id:?} was recorded without checkpoints");
+        }
+        return Ok(run);
+    }
+    for run in &split.train {
+        if has_checkpoints(run)? {
+            return Ok(run);
+        }
+    }
+    anyhow::bail!(
+        "no training run has checkpoints; record with training.checkpoint_every in the task file"
+    )
+}
+
+#[cfg(not(feature = "torch"))]
+fn compute(
+    method: AttributionMethod,
+    _: &OpenRuns,
+    _: &Run,
+    _: &str,
+    _: &dyn Progress,
+) -> Result<Scores> {
+    anyhow::bail!(crate::needs_torch(&format!(
+        "attribute --method {}",
+        name(method)
+    )))
+}
+
+#[cfg(feature = "torch")]
+fn compute(
+    method: AttributionMethod,
+    open: &OpenRuns,
+    reference: &Run,
+    device: &str,
+    progress: &dyn Progress,
+) -> Result<Scores> {
+    crate::train::scores(method, open, reference, device, progress)
+}

@@ -1,0 +1,269 @@
+//! `simfluence compare`: judge methods by how well they predict real runs.
+
+use crate::attribute;
+use crate::cli::{AttributionMethod, CompareArgs, CompareMethod, Format};
+use crate::cost::{Cost, measured};
+use crate::runs::OpenRuns;
+use anyhow::{Context, Result};
+use simfluence_core::design::DesignKind;
+use simfluence_core::{EditKind, Fit, NoProgress, Progress, Run, Scores, Simulator};
+use simfluence_evaluation::plots::{
+    CurvesPlot, ScatterPlot, curves, final_scatter, mse_bars, scatter_points,
+};
+use simfluence_evaluation::{
+    BootstrapSettings, CompareSettings, Comparison, HELD_OUT, Method, SplitRuns, Union, compare,
+    simulate_run, table,
+};
+use simfluence_recorder::{read_artifact, write_atomically};
+use simfluence_simulators::additive::{FitAdditive, FitCalibrated, Gain};
+use simfluence_simulators::baselines::{FitMeanRun, NoLearning};
+use simfluence_simulators::simfluence::Variant;
+use std::path::Path;
+
+/// Name of Simfluence-Linear, whose differences to all other methods are shown.
+const LINEAR: &str = "simfluence-linear";
+
+/// A simulator that takes part, with what its fit cost.
+struct Fitted {
+    name: String,
+    simulator: Box<dyn Simulator>,
+    cost: Option<Cost>,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
+    let open = OpenRuns::read(&args.run_set)?;
+    let split = open.split(&args.split)?;
+    let fitted = fit_all(args, &open, &split, progress)?;
+    let methods: Vec<Method> = fitted
+        .iter()
+        .map(|f| Method {
+            name: f.name.clone(),
+            simulator: f.simulator.as_ref(),
+            fit_seconds: f.cost.map(|c| c.seconds),
+            peak_bytes: f.cost.and_then(|c| c.peak_bytes),
+        })
+        .collect();
+    let focus = focus(&fitted);
+    let is_diversified = |run: &&Run| run.info.design.design == DesignKind::Diversified.name();
+    let diversified = split.held_out.iter().any(is_diversified);
+    let settings = CompareSettings {
+        bootstrap: BootstrapSettings {
+            resamples: args.resamples as usize,
+            seed: args.split.seed,
+            ..BootstrapSettings::default()
+        },
+        unions: vec![Union {
+            held_out: true,
+            design: diversified.then(|| DesignKind::Diversified.name().to_owned()),
+            kinds: vec![EditKind::Dropped, EditKind::Blocked],
+        }],
+        focus: focus.clone(),
+    };
+    let comparison = compare(&methods, &split, &settings)?;
+    match args.format {
+        Format::Table => print!("{}", table::text(&comparison, &focus)),
+        Format::Json => println!("{}", table::json(&comparison)?),
+        Format::Csv => print!("{}", table::csv(&comparison)?),
+    }
+    if let Some(folder) = &args.plots {
+        draw(folder, &open, &split, &fitted, &comparison)?;
+    }
+    Ok(())
+}
+
+/// The methods whose differences to all others are shown.
+fn focus(fitted: &[Fitted]) -> Vec<String> {
+    let has_linear = fitted.iter().any(|f| f.name == LINEAR);
+    has_linear.then(|| LINEAR.to_owned()).into_iter().collect()
+}
+
+fn fit_all(
+    args: &CompareArgs,
+    open: &OpenRuns,
+    split: &SplitRuns<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<Fitted>> {
+    let n = open.train_count();
+    let m = open.set.test_examples().len();
+    let mut fitted = vec![Fitted {
+        name: "no-learning".to_owned(),
+        simulator: Box::new(NoLearning::new(n, m)),
+        cost: None,
+    }];
+    let (mean_run, cost) = measured(|| FitMeanRun.fit(&split.train, n, &NoProgress));
+    fitted.push(named(Box::new(mean_run?), cost));
+    for variant in [Variant::Linear, Variant::Additive, Variant::Multiplicative] {
+        if wants(args, simfluence_method(variant)) {
+            let (fit, cost) =
+                measured(|| crate::fit::with_defaults(variant, open, &split.train, progress));
+            fitted.push(named(Box::new(fit?), cost));
+        }
+    }
+    for method in [
+        AttributionMethod::Graddot,
+        AttributionMethod::Gradcos,
+        AttributionMethod::TracinCp,
+    ] {
+        if !wants(args, attribution_method(method)) {
+            continue;
+        }
+        let (scores, cost) = measured(|| attribute::cached(args, open, split, method, progress));
+        match scores {
+            Ok(scores) => fitted.extend(additive(&scores, &split.train, n, cost)?),
+            // Asked for by name it is an error; as a part of "all" it is left out, and said so.
+            Err(error) if args.methods.is_empty() => {
+                eprintln!("left out: {}: {error:#}", attribute::name(method));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    for path in &args.scores {
+        let scores = Scores::from_artifact(&read_artifact(path)?)
+            .with_context(|| format!("{}", path.display()))?;
+        open.check_keys(path, &scores.train_keys, &scores.test_keys)?;
+        fitted.extend(additive(&scores, &split.train, n, Cost::default())?);
+    }
+    for path in &args.simulator {
+        let simulator = open.load_simulator(path)?;
+        let stem = path.file_stem().unwrap_or(path.as_os_str());
+        fitted.push(Fitted {
+            name: stem.to_string_lossy().into_owned(),
+            simulator,
+            cost: None,
+        });
+    }
+    Ok(fitted)
+}
+
+fn wants(args: &CompareArgs, method: CompareMethod) -> bool {
+    args.methods.is_empty() || args.methods.contains(&method)
+}
+
+fn simfluence_method(variant: Variant) -> CompareMethod {
+    match variant {
+        Variant::Linear => CompareMethod::SimfluenceLinear,
+        Variant::Additive => CompareMethod::SimfluenceAdditive,
+        Variant::Multiplicative => CompareMethod::SimfluenceMultiplicative,
+    }
+}
+
+fn attribution_method(method: AttributionMethod) -> CompareMethod {
+    match method {
+        AttributionMethod::Graddot => CompareMethod::Graddot,
+        AttributionMethod::Gradcos => CompareMethod::Gradcos,
+        AttributionMethod::TracinCp => CompareMethod::TracinCp,
+    }
+}
+
+fn named(simulator: Box<dyn Simulator>, cost: Cost) -> Fitted {
+    Fitted {
+        name: simulator.name().to_owned(),
+        simulator,
+        cost: Some(cost),
+    }
+}
+
+/// The rows of an attribution method: fitted gain, natural gain where it has a unit, calibrated.
+fn additive(scores: &Scores, train: &[&Run], n: usize, cost: Cost) -> Result<Vec<Fitted>> {
+    let with_gain = |gain| FitAdditive {
+        scores: scores.clone(),
+        gain,
+    };
+    let fitted = with_gain(Gain::Fitted).fit(train, n, &NoProgress)?;
+    let mut rows = vec![named(Box::new(fitted), cost)];
+    if scores.has_natural_unit {
+        let natural = with_gain(Gain::Natural).fit(train, n, &NoProgress)?;
+        let name = format!("{} (gain 1)", scores.method);
+        rows.push(named(Box::new(natural.with_name(name)), cost));
+    }
+    let calibrated = FitCalibrated {
+        scores: scores.clone(),
+        gain: Gain::Fitted,
+    };
+    rows.push(named(
+        Box::new(calibrated.fit(train, n, &NoProgress)?),
+        cost,
+    ));
+    Ok(rows)
+}
+
+/// Curves of one held-out run and one edit, a scatter of final losses, MSE by method.
+fn draw(
+    folder: &Path,
+    open: &OpenRuns,
+    split: &SplitRuns<'_>,
+    fitted: &[Fitted],
+    comparison: &Comparison,
+) -> Result<()> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let mut pictures: Vec<(String, String)> = Vec::new();
+    let shown: Vec<&Fitted> = shown_in_curves(fitted);
+    let edits = split.suite.iter().map(|pair| pair.edited);
+    for run in split.held_out.iter().copied().take(1).chain(edits.take(1)) {
+        pictures.push((
+            format!("curves-{}.svg", run.id),
+            draw_curves(run, &shown, open)?,
+        ));
+    }
+    if let Some(first) = shown.first() {
+        pictures.push((
+            "final-losses.svg".to_owned(),
+            draw_scatter(first, split, open)?,
+        ));
+    }
+    for block in &comparison.blocks {
+        if block.name == HELD_OUT || block.name == simfluence_evaluation::SUITE {
+            pictures.push((format!("mse-{}.svg", block.name), mse_bars(block)?));
+        }
+    }
+    for (name, picture) in pictures {
+        let path = folder.join(name);
+        write_atomically(&path, picture.as_bytes())?;
+        eprintln!("picture: {}", path.display());
+    }
+    Ok(())
+}
+
+/// Simfluence-Linear (or the first method that learned), the mean run, and TracIn-CP.
+fn shown_in_curves(fitted: &[Fitted]) -> Vec<&Fitted> {
+    let by_name = |name: &str| fitted.iter().find(|f| f.name == name);
+    let first = by_name(LINEAR).or_else(|| fitted.get(2));
+    [first, by_name("mean-run"), by_name("tracin-cp")]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn draw_curves(run: &Run, shown: &[&Fitted], open: &OpenRuns) -> Result<String> {
+    let trajectories = shown
+        .iter()
+        .map(|f| simulate_run(f.simulator.as_ref(), run))
+        .collect::<Result<Vec<_>, _>>()?;
+    let named: Vec<_> = shown
+        .iter()
+        .map(|f| f.name.as_str())
+        .zip(&trajectories)
+        .collect();
+    Ok(curves(&CurvesPlot {
+        run: &run.id,
+        real: &run.trajectory,
+        simulated: &named,
+        test_keys: &open.set.test_examples().keys(),
+    })?)
+}
+
+fn draw_scatter(method: &Fitted, split: &SplitRuns<'_>, open: &OpenRuns) -> Result<String> {
+    let test = open.set.test_examples().as_slice();
+    let datasets: Vec<String> = test.iter().map(|e| e.dataset.clone()).collect();
+    let mut points = Vec::new();
+    for run in &split.held_out {
+        let simulated = simulate_run(method.simulator.as_ref(), run)?;
+        points.extend(scatter_points(&run.trajectory, &simulated, &datasets)?);
+    }
+    Ok(final_scatter(&ScatterPlot {
+        method: &method.name,
+        points: &points,
+    })?)
+}

@@ -1,0 +1,21 @@
+//! A training-run simulator engine.
+//!
+//! Record real fine-tuning runs, learn from them how each training example moves the loss of each
+//! test example, and answer *"what if I had trained on z1, then z2, …, then zn?"* without
+//! training. This crate re-exports the libraries that the `simfluence` program is made of:
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`core`] | curricula, trajectories, runs, scores, designs, edits, and the traits |
+//! | [`recorder`] | run sets on disk |
+//! | [`fitter`] | objectives and solvers |
+//! | [`models`] | tasks, and with the feature `torch` models and fine-tuning |
+//! | [`simulators`] | the simulators and attribution methods, one module each |
+//! | [`evaluation`] | splits, metrics, comparisons, pictures |
+
+pub use simfluence_core as core;
+pub use simfluence_evaluation as evaluation;
+pub use simfluence_fitter as fitter;
+pub use simfluence_models as models;
+pub use simfluence_recorder as recorder;
+pub use simfluence_simulators as simulators;

@@ -1,0 +1,60 @@
+//! The simfluence program.
+
+mod attribute;
+mod check;
+mod cli;
+mod compare;
+mod cost;
+mod edits;
+mod fit;
+mod import;
+mod plan;
+mod progress;
+mod record;
+mod runs;
+mod simulate;
+#[cfg(feature = "torch")]
+mod train;
+mod whatif;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let progress = progress::TerminalProgress::default();
+    let result = match &cli.command {
+        Command::Plan(args) => plan::run(args),
+        Command::Record(args) => record::run(args, &progress),
+        Command::Import(args) => import::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Fit(args) => fit::run(args, &progress),
+        Command::Attribute(args) => attribute::run(args, &progress),
+        Command::Simulate(args) => simulate::run(args),
+        Command::Whatif(args) => whatif::run(args, &progress),
+        Command::Compare(args) => compare::run(args, &progress),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a command that trains says in a build that cannot.
+#[cfg(not(feature = "torch"))]
+fn needs_torch(command: &str) -> String {
+    format!(
+        "`simfluence {command}` trains a model or takes its gradients, and this build has no LibTorch. \
+         Build one that has: in a checkout `make build`, or `cargo build --release --features torch` \
+         with LIBTORCH set to a LibTorch {TORCH_VERSION} (or LIBTORCH_USE_PYTORCH=1 for the torch \
+         {TORCH_VERSION} of your python3)"
+    )
+}
+
+/// The LibTorch that the bindings expect.
+#[cfg(not(feature = "torch"))]
+const TORCH_VERSION: &str = "2.13.0";

@@ -1,0 +1,353 @@
+//! `simfluence record`: fine-tune and record the runs of a task.
+
+use crate::cli::RecordArgs;
+use anyhow::Result;
+use simfluence_core::Progress;
+
+/// Runs the subcommand.
+#[cfg(not(feature = "torch"))]
+pub fn run(_: &RecordArgs, _: &dyn Progress) -> Result<()> {
+    anyhow::bail!(crate::needs_torch("record"))
+}
+
+/// Runs the subcommand.
+#[cfg(feature = "torch")]
+pub fn run(args: &RecordArgs, progress: &dyn Progress) -> Result<()> {
+    recording::run(args, progress)
+}
+
+#[cfg(feature = "torch")]
+mod recording {
+    use super::{Progress, RecordArgs, Result};
+    use crate::train::{BaseModel, TRAINING};
+    use anyhow::{Context, bail};
+    use simfluence_core::design::PlannedRun;
+    use simfluence_core::{Artifact, BoxError, RunInfo, RunStatus};
+    use simfluence_evaluation::RunSelection;
+    use simfluence_models::{
+        Device, Evaluation, EvaluationSet, PreparedTask, StepRecord as Trained, Task,
+        TokenizedExample, TrainingObserver, TrainingSettings, TrainingState, Weights, fine_tune,
+    };
+    use simfluence_recorder::{
+        Losses, Recorder, RecorderOptions, RunSet, StepRecord, read_artifact, read_plan,
+        write_atomically, write_plan,
+    };
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    /// Everything that all runs of a recording have in common.
+    struct Recording<'a> {
+        set: &'a RunSet,
+        base: Weights,
+        fingerprint: String,
+        train: Vec<TokenizedExample>,
+        test: EvaluationSet,
+        settings: TrainingSettings,
+        device: Device,
+        progress: &'a dyn Progress,
+        stop: Arc<AtomicBool>,
+    }
+
+    pub fn run(args: &RecordArgs, progress: &dyn Progress) -> Result<()> {
+        let task = Task::load(&args.task)?;
+        let prepared = task.prepare(args.data.as_deref())?;
+        let device: Device = args.device.parse()?;
+        let set = RunSet::create_or_open(&args.out, &prepared.train, &prepared.test)?;
+        let plan = plan_of(args, &prepared, &set)?;
+        keep_task(&args.task, &args.out)?;
+        let base = BaseModel::load_or_pretrain(&set, &prepared, device, progress)?;
+        eprintln!(
+            "model: {} parameters; {} training and {} test examples; {} runs of {} steps",
+            base.weights.architecture().parameter_count(),
+            prepared.train.len(),
+            prepared.test.len(),
+            plan.len(),
+            task.training.steps
+        );
+        let mut settings = task.training.clone();
+        settings.checkpoint_every = args.resume_every.or(settings.checkpoint_every);
+        let recording = Recording {
+            set: &set,
+            fingerprint: base.weights.fingerprint(),
+            base: base.weights,
+            test: EvaluationSet::new(prepared.test_tokens, settings.eval_batch_size),
+            train: prepared.train_tokens,
+            settings,
+            device,
+            progress,
+            stop: stop_on_interrupt()?,
+        };
+        recording.record_all(&plan, args.jobs as usize)
+    }
+
+    /// The runs to record: of a plan file, or of the task's design; only those asked for.
+    fn plan_of(
+        args: &RecordArgs,
+        prepared: &PreparedTask,
+        set: &RunSet,
+    ) -> Result<Vec<PlannedRun>> {
+        let plan = match &args.plan {
+            Some(path) => read_plan(path, prepared.train.len())?,
+            None => prepared.task.plan(&prepared.train)?,
+        };
+        check_against_kept_plan(&plan, set, prepared.train.len())?;
+        if args.runs.is_empty() {
+            return Ok(plan);
+        }
+        let ids: Vec<&str> = plan.iter().map(|r| r.id.as_str()).collect();
+        let wanted = RunSelection::parse(&args.runs.join(","))?.select(&ids)?;
+        Ok(wanted.into_iter().map(|k| plan[k].clone()).collect())
+    }
+
+    /// A run set is recorded by one plan, so that going on never mixes two designs.
+    fn check_against_kept_plan(
+        plan: &[PlannedRun],
+        set: &RunSet,
+        train_count: usize,
+    ) -> Result<()> {
+        let path = set.path().join("plan.parquet");
+        if !path.exists() {
+            return Ok(write_plan(&path, plan)?);
+        }
+        if read_plan(&path, train_count)? == plan {
+            return Ok(());
+        }
+        bail!(
+            "{} was drawn by other settings ([training] steps, batch_size, learning_rate, schedule or [design]); record into another folder, or give the kept plan with --plan {}",
+            path.display(),
+            path.display()
+        )
+    }
+
+    fn keep_task(task: &Path, folder: &Path) -> Result<()> {
+        let text = std::fs::read(task).with_context(|| format!("{}", task.display()))?;
+        Ok(write_atomically(&folder.join("task.toml"), &text)?)
+    }
+
+    /// Ctrl-C ends the runs that are under way after their current step.
+    fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        ctrlc::set_handler(move || seen.store(true, Ordering::SeqCst))
+            .context("cannot listen for Ctrl-C")?;
+        Ok(stop)
+    }
+
+    impl Recording<'_> {
+        /// Records the runs that are not finished, `jobs` at a time, in the order of the plan.
+        fn record_all(&self, plan: &[PlannedRun], jobs: usize) -> Result<()> {
+            let open: Vec<&PlannedRun> = plan
+                .iter()
+                .filter(|run| !self.is_finished(&run.id))
+                .collect();
+            eprintln!(
+                "{} of {} runs are still to be recorded",
+                open.len(),
+                plan.len()
+            );
+            let steps: usize = open.iter().map(|run| run.curriculum.len()).sum();
+            self.progress.begin("training steps", steps as u64);
+            let next = AtomicUsize::new(0);
+            let failed: Mutex<Option<anyhow::Error>> = Mutex::new(None);
+            std::thread::scope(|scope| {
+                for _ in 0..jobs.min(open.len()) {
+                    scope.spawn(|| {
+                        while let Some(run) = open.get(next.fetch_add(1, Ordering::SeqCst)) {
+                            if self.stop.load(Ordering::SeqCst) {
+                                return;
+                            }
+                            if let Err(error) = self.record(run) {
+                                self.stop.store(true, Ordering::SeqCst);
+                                let error = error.context(format!("run {}", run.id));
+                                failed
+                                    .lock()
+                                    .expect("no panic with it")
+                                    .get_or_insert(error);
+                                return;
+                            }
+                        }
+                    });
+                }
+            });
+            self.progress.end();
+            match failed.into_inner().expect("no panic with it") {
+                Some(error) => Err(error),
+                None => Ok(()),
+            }
+        }
+
+        fn is_finished(&self, run: &str) -> bool {
+            let finished = [RunStatus::Complete, RunStatus::Diverged];
+            self.set.has_run(run)
+                && self
+                    .set
+                    .read_info(run)
+                    .is_ok_and(|info| finished.contains(&info.status))
+        }
+
+        fn record(&self, planned: &PlannedRun) -> Result<()> {
+            let (recorder, state) = self.open(planned)?;
+            let done = state.as_ref().map_or(0, |(step, _)| *step);
+            self.progress.advance(u64::from(done));
+            let mut observer = Recorded {
+                recorder,
+                recording: self,
+                unfinished: state.as_ref().map(|(step, _)| *step),
+            };
+            let result = fine_tune(
+                &self.base,
+                &self.train,
+                &self.test,
+                &planned.curriculum,
+                &self.settings,
+                planned.seed,
+                self.device,
+                &mut observer,
+                state.as_ref().map(|(_, artifact)| artifact),
+            );
+            match result {
+                Ok(_) => {
+                    observer.settle_checkpoint()?;
+                    observer.recorder.finish()?;
+                    Ok(())
+                }
+                Err(error) => {
+                    observer.recorder.abort()?;
+                    Err(error.into())
+                }
+            }
+        }
+
+        /// A recorder for the run, and the state to go on from if the run was interrupted.
+        fn open(&self, planned: &PlannedRun) -> Result<(Recorder, Option<(u32, Artifact)>)> {
+            if !self.set.has_run(&planned.id) {
+                let info = self.info(planned);
+                let options = RecorderOptions::default();
+                let recorder = Recorder::create(self.set, &planned.id, info, options)?;
+                return Ok((recorder, None));
+            }
+            let state = self.last_state(&planned.id)?;
+            let step = state.as_ref().map_or(0, |(step, _)| *step);
+            eprintln!("run {} goes on after step {step}", planned.id);
+            let recorder = Recorder::resume(self.set, &planned.id, step)?;
+            Ok((recorder, state))
+        }
+
+        /// The latest checkpoint from which training can go on.
+        fn last_state(&self, run: &str) -> Result<Option<(u32, Artifact)>> {
+            for (step, path) in self.set.checkpoints(run)?.into_iter().rev() {
+                let artifact = read_artifact(&path)?;
+                if artifact.metadata.get("kind").map(String::as_str) == Some("training_state") {
+                    return Ok(Some((step, artifact)));
+                }
+            }
+            Ok(None)
+        }
+
+        fn info(&self, planned: &PlannedRun) -> RunInfo {
+            let training = serde_json::to_value(&self.settings).expect("settings are JSON");
+            RunInfo {
+                seed: Some(planned.seed),
+                base_model: Some(self.fingerprint.clone()),
+                optimizer: Some(self.settings.optimizer),
+                schedule: Some(self.settings.schedule),
+                batch_size: Some(self.settings.batch_size),
+                planned_steps: Some(planned.curriculum.len() as u32),
+                trainable_parameters: Some(self.base.architecture().parameter_count() as u64),
+                loss: Some("mean NLL per answer token, nats".to_owned()),
+                threads: Some(self.settings.threads),
+                device: Some(self.device.to_string()),
+                design: planned.design.clone(),
+                software: [
+                    ("simfluence", env!("CARGO_PKG_VERSION")),
+                    ("libtorch", "2.13.0"),
+                ]
+                .map(|(name, version)| (name.to_owned(), version.to_owned()))
+                .into(),
+                extra: [(TRAINING.to_owned(), training)].into(),
+                ..RunInfo::new(RunStatus::Recording)
+            }
+        }
+    }
+
+    /// Writes a run down while it is trained.
+    struct Recorded<'a> {
+        recorder: Recorder,
+        recording: &'a Recording<'a>,
+        /// Step of the last checkpoint, if it holds the optimiser's state.
+        unfinished: Option<u32>,
+    }
+
+    impl Recorded<'_> {
+        /// The run is over: the last checkpoint needs no optimiser state any more.
+        fn settle_checkpoint(&mut self) -> Result<()> {
+            match self.unfinished.take() {
+                Some(step) => self.thin(step),
+                None => Ok(()),
+            }
+        }
+    }
+
+    impl TrainingObserver for Recorded<'_> {
+        fn initial(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
+            if !self.recorder.has_initial() {
+                self.recorder.log_initial(&evaluation.losses)?;
+                let residuals = Losses::All(evaluation.residuals.clone());
+                self.recorder.log_initial_metric(RESIDUAL, &residuals)?;
+            }
+            Ok(())
+        }
+
+        fn step(&mut self, trained: &Trained<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
+            let mut step = trained.update.clone();
+            step.learning_rate = Some(trained.learning_rate);
+            let losses = trained.evaluation.map(|e| Losses::All(e.losses.clone()));
+            let residuals = trained.evaluation.map(|e| Losses::All(e.residuals.clone()));
+            self.recorder.log_step(&StepRecord {
+                batch_loss: Some(trained.batch_losses.to_vec()),
+                grad_norm: Some(trained.gradient_norm),
+                losses,
+                metrics: residuals
+                    .into_iter()
+                    .map(|r| (RESIDUAL.to_owned(), r))
+                    .collect(),
+                ..StepRecord::new(step)
+            })?;
+            self.recording.progress.advance(1);
+            if self.recording.stop.load(Ordering::SeqCst) {
+                return Err("interrupted; the same command goes on from here".into());
+            }
+            Ok(())
+        }
+
+        fn checkpoint(&mut self, state: &TrainingState<'_>) -> Result<(), BoxError> {
+            self.recorder
+                .save_checkpoint(state.step(), &state.to_artifact()?)?;
+            // Only the newest checkpoint needs the optimiser's state; for attribution the
+            // parameters are enough, and a third of the size.
+            if let Some(previous) = self.unfinished.replace(state.step()) {
+                self.thin(previous)?;
+            }
+            Ok(())
+        }
+    }
+
+    impl Recorded<'_> {
+        /// Writes an earlier checkpoint again, without the optimiser's state.
+        fn thin(&mut self, step: u32) -> Result<()> {
+            let known = self.recorder.checkpoints()?;
+            let Some((_, path)) = known.into_iter().find(|(s, _)| *s == step) else {
+                return Ok(());
+            };
+            let artifact = read_artifact(&path)?;
+            let weights = Weights::from_training_state(&artifact)?;
+            self.recorder
+                .save_checkpoint(step, &weights.to_artifact())?;
+            Ok(())
+        }
+    }
+
+    /// Name of the metric: mean of `1 − p` over the answer's tokens.
+    const RESIDUAL: &str = "residual";
+}

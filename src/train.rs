@@ -1,0 +1,224 @@
+//! What `record`, `attribute` and `whatif --verify` share: the base model of a run set, and
+//! fine-tuning from it.
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
+use simfluence_models::{
+    Architecture, Device, EvaluationSet, FineTuning, PreparedTask, TextExample, TokenizedExample,
+    Tokenizer, TokenizerKind, TrainingSettings, Weights, pretrain,
+};
+use simfluence_recorder::{RunSet, read_artifact, write_artifact};
+use std::path::PathBuf;
+
+/// Key of the training settings in `run.json`.
+pub const TRAINING: &str = "training";
+
+/// The model that the runs of a run set start from, and how it reads text.
+pub struct BaseModel {
+    /// Its parameters.
+    pub weights: Weights,
+    /// Its tokeniser.
+    pub tokenizer: Tokenizer,
+}
+
+/// How a tokeniser is kept with the base model.
+#[derive(Serialize, Deserialize)]
+struct StoredTokenizer {
+    kind: TokenizerKind,
+    characters: String,
+}
+
+/// Where the base model of a run set is.
+pub fn base_model_path(set: &RunSet) -> PathBuf {
+    set.path().join("base_model.safetensors")
+}
+
+impl BaseModel {
+    /// Reads the base model of a run set.
+    pub fn load(set: &RunSet) -> Result<Self> {
+        let path = base_model_path(set);
+        if !path.exists() {
+            bail!(
+                "{} has no base model ({}); its runs were not recorded by `simfluence record`, so they cannot be trained again here",
+                set.path().display(),
+                path.display()
+            );
+        }
+        let artifact = read_artifact(&path)?;
+        let in_file = || format!("{}", path.display());
+        let weights = Weights::from_artifact(&artifact).with_context(in_file)?;
+        let stored: StoredTokenizer = artifact.json("tokenizer").with_context(in_file)?;
+        let tokenizer = Tokenizer::new(stored.kind, [stored.characters.as_str()]);
+        Ok(Self { weights, tokenizer })
+    }
+
+    /// The base model of a run set; pre-trained now if there is none yet.
+    pub fn load_or_pretrain(
+        set: &RunSet,
+        prepared: &PreparedTask,
+        device: Device,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let task = &prepared.task;
+        let vocabulary = prepared.tokenizer.vocabulary_size() as u32;
+        let architecture = Architecture::new(task.model, vocabulary)?;
+        let provenance = serde_json::to_string(&(&task.pretraining, &task.data))?;
+        let path = base_model_path(set);
+        if path.exists() {
+            let model = Self::load(set)?;
+            let made_by = read_artifact(&path)?.text("pretraining")?.to_owned();
+            if *model.weights.architecture() != architecture
+                || model.tokenizer != prepared.tokenizer
+                || made_by != provenance
+            {
+                bail!(
+                    "{}: the base model there was made by other [model], [pretraining] or [data] settings; use another folder for this task",
+                    path.display()
+                );
+            }
+            return Ok(model);
+        }
+        let weights = pretrain_base(prepared, &architecture, device, progress)?;
+        let mut artifact = weights.to_artifact();
+        artifact.set_json(
+            "tokenizer",
+            &StoredTokenizer {
+                kind: task.tokenizer,
+                characters: prepared.tokenizer.characters(),
+            },
+        );
+        artifact.metadata.insert("task".into(), task.name.clone());
+        artifact.metadata.insert("pretraining".into(), provenance);
+        write_artifact(&path, &artifact)?;
+        Ok(Self {
+            weights,
+            tokenizer: prepared.tokenizer.clone(),
+        })
+    }
+
+    /// The examples of a run set as tokens.
+    pub fn tokens(&self, examples: &Examples) -> Result<Vec<TokenizedExample>> {
+        let context = self.weights.architecture().model.context as usize;
+        examples
+            .as_slice()
+            .iter()
+            .map(|example| {
+                let text = |column: &str| {
+                    example.column(column).map(str::to_owned).with_context(|| {
+                        format!("example {:?} has no column {column:?}", example.key)
+                    })
+                };
+                let example = TextExample {
+                    key: example.key.clone(),
+                    dataset: example.dataset.clone(),
+                    tags: example.tags.clone(),
+                    prompt: text("prompt")?,
+                    answer: text("answer")?,
+                };
+                Ok(self.tokenizer.example(&example, context)?)
+            })
+            .collect()
+    }
+}
+
+fn pretrain_base(
+    prepared: &PreparedTask,
+    architecture: &Architecture,
+    device: Device,
+    progress: &dyn Progress,
+) -> Result<Weights> {
+    let pretraining = &prepared.task.pretraining;
+    let start = Weights::random(architecture, pretraining.seed);
+    if pretraining.steps == 0 {
+        return Ok(start);
+    }
+    let settings = TrainingSettings {
+        optimizer: pretraining.optimizer,
+        learning_rate: pretraining.learning_rate,
+        schedule: pretraining.schedule,
+        batch_size: pretraining.batch_size,
+        steps: pretraining.steps,
+        gradient_clip: Some(1.0),
+        threads: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        ..TrainingSettings::default()
+    };
+    progress.begin("pre-training steps", u64::from(pretraining.steps));
+    let mut recent = 0.0;
+    let weights = pretrain(
+        &start,
+        &prepared.corpus_tokens,
+        None,
+        &settings,
+        pretraining.seed,
+        device,
+        &mut |_, loss| {
+            recent = if recent == 0.0 {
+                loss
+            } else {
+                0.95 * recent + 0.05 * loss
+            };
+            progress.advance(1);
+            Ok(())
+        },
+    )?;
+    progress.end();
+    eprintln!("pre-trained: loss {recent:.3} nats per token at the end");
+    Ok(weights)
+}
+
+/// Fine-tunes really on `curriculum`, as `run` was: its base model, its settings, its seed.
+pub fn retrain(
+    set: &RunSet,
+    run: &Run,
+    curriculum: &Curriculum,
+    device: &str,
+    progress: &dyn Progress,
+) -> Result<Trajectory> {
+    let model = BaseModel::load(set)?;
+    let fingerprint = model.weights.fingerprint();
+    if run.info.base_model.as_ref() != Some(&fingerprint) {
+        bail!(
+            "run {} started from another base model than {}",
+            run.id,
+            base_model_path(set).display()
+        );
+    }
+    let settings = settings_of(run)?;
+    let seed = run
+        .info
+        .seed
+        .with_context(|| format!("run {} has no recorded seed", run.id))?;
+    let test = EvaluationSet::new(model.tokens(set.test_examples())?, settings.eval_batch_size);
+    let fine_tuning = FineTuning {
+        train: model.tokens(set.train_examples())?,
+        base: model.weights,
+        test,
+        settings,
+        device: device.parse()?,
+    };
+    let trajectory = fine_tuning.retrain(curriculum, seed, progress);
+    trajectory.map_err(|source| anyhow::anyhow!(source))
+}
+
+/// The training settings that a run was recorded with.
+pub fn settings_of(run: &Run) -> Result<TrainingSettings> {
+    let stored = run.info.extra.get(TRAINING).with_context(|| {
+        format!(
+            "run {} has no recorded training settings; it was not recorded by `simfluence record`",
+            run.id
+        )
+    })?;
+    serde_json::from_value(stored.clone())
+        .with_context(|| format!("run {}: the recorded training settings", run.id))
+}
+
+pub fn scores(
+    _: crate::cli::AttributionMethod,
+    _: &crate::runs::OpenRuns,
+    _: &Run,
+    _: &str,
+    _: &dyn Progress,
+) -> Result<simfluence_core::Scores> {
+    bail!("not yet")
+}

@@ -1,0 +1,348 @@
+//! `simfluence whatif`: edit a recorded run's curriculum and show what would have happened.
+
+use crate::cli::{Format, WhatifArgs};
+use crate::edits::{apply_all, parse};
+use crate::runs::OpenRuns;
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTAL_ONLY};
+use serde::Serialize;
+use simfluence_core::{Curriculum, Examples, Progress, Run, Simulator, Trajectory};
+use simfluence_evaluation::plots::{WhatIfPlot, what_if};
+use simfluence_recorder::{write_atomically, write_curriculum};
+use simfluence_simulators::simfluence::Variant;
+
+/// Test examples shown without `--all`.
+const SHOWN: usize = 10;
+
+/// The answer to a what-if.
+#[derive(Debug, Serialize)]
+struct Answer {
+    run: String,
+    edits: Vec<String>,
+    simulator: String,
+    steps_now: usize,
+    steps_then: usize,
+    unit: &'static str,
+    group_by: String,
+    groups: Vec<Row>,
+    test_examples: Vec<Row>,
+}
+
+/// Losses of one test example, or their means over a group, after the last step.
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    name: String,
+    group: String,
+    /// Really trained, unedited.
+    loss_now: f64,
+    /// `loss_now + change`.
+    loss_then: f64,
+    /// Predicted effect: simulated edited minus simulated unedited.
+    change: f64,
+    /// The simulated loss of the edited run as it is.
+    simulated_then: f64,
+    /// Really retrained (`--verify`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    true_then: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    true_change: Option<f64>,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
+    let open = OpenRuns::read(&args.run_set)?;
+    let base = open.run(&args.run)?;
+    let initial = base
+        .trajectory
+        .initial()
+        .with_context(|| format!("run {} has no losses before the first step", base.id))?;
+    let edits = parse(&args.edits, open.set.train_examples())?;
+    let edited = apply_all(&base.curriculum, &edits, args.fill, args.split.seed)?;
+    let simulator = match &args.simulator {
+        Some(path) => open.load_simulator(path)?,
+        None => {
+            let split = open.split(&args.split)?;
+            Box::new(crate::fit::with_defaults(
+                Variant::Linear,
+                &open,
+                &split.train,
+                progress,
+            )?)
+        }
+    };
+    let simulated_now = simulator.simulate(&base.curriculum, initial)?;
+    let simulated_then = simulator.simulate(&edited, initial)?;
+    let really = if args.verify {
+        Some(verify(args, &open, base, &edited, progress)?)
+    } else {
+        None
+    };
+    if let Some(path) = &args.curriculum_out {
+        write_curriculum(path, &edited)?;
+        eprintln!("edited curriculum: {}", path.display());
+    }
+    let compared = Compared {
+        base,
+        simulated_now: &simulated_now,
+        simulated_then: &simulated_then,
+        really: really.as_ref(),
+    };
+    let labels: Vec<String> = edits.iter().map(|e| e.label.clone()).collect();
+    let answer = compared.answer(args, &open, simulator.as_ref(), labels, edited.len());
+    print(&answer, args)?;
+    let title = format!("{}: {}", base.id, answer.edits.join("; "));
+    compared.draw(&title, args, &open)?;
+    eprintln!("picture: {}", args.picture.display());
+    Ok(())
+}
+
+#[cfg(feature = "torch")]
+fn verify(
+    args: &WhatifArgs,
+    open: &OpenRuns,
+    base: &Run,
+    edited: &Curriculum,
+    progress: &dyn Progress,
+) -> Result<Trajectory> {
+    crate::train::retrain(&open.set, base, edited, &args.device, progress)
+}
+
+#[cfg(not(feature = "torch"))]
+fn verify(
+    _: &WhatifArgs,
+    _: &OpenRuns,
+    _: &Run,
+    _: &Curriculum,
+    _: &dyn Progress,
+) -> Result<Trajectory> {
+    anyhow::bail!(crate::needs_torch("whatif --verify"))
+}
+
+/// Everything the answer is read off.
+struct Compared<'a> {
+    base: &'a Run,
+    simulated_now: &'a Trajectory,
+    simulated_then: &'a Trajectory,
+    really: Option<&'a Trajectory>,
+}
+
+impl Compared<'_> {
+    fn answer(
+        &self,
+        args: &WhatifArgs,
+        open: &OpenRuns,
+        simulator: &dyn Simulator,
+        edits: Vec<String>,
+        steps_then: usize,
+    ) -> Answer {
+        let test_examples = self.rows(open.set.test_examples(), &args.group_by);
+        Answer {
+            run: self.base.id.clone(),
+            edits,
+            simulator: simulator.name().to_owned(),
+            steps_now: self.base.curriculum.len(),
+            steps_then,
+            unit: "nats per target token",
+            group_by: args.group_by.clone(),
+            groups: groups(&test_examples),
+            test_examples,
+        }
+    }
+
+    /// One row per test example that was measured at the end of the unedited run.
+    fn rows(&self, test: &Examples, group_by: &str) -> Vec<Row> {
+        let (names, group_of) = test.groups(group_by);
+        let last = self.base.trajectory.steps().len() - 1;
+        let final_loss = |t: &Trajectory, j: usize| t.last().map_or(f64::NAN, |l| f64::from(l[j]));
+        (0..test.len())
+            .filter_map(|j| {
+                let loss_now = f64::from(self.base.trajectory.get(last, j)?);
+                let simulated_then = final_loss(self.simulated_then, j);
+                let change = simulated_then - final_loss(self.simulated_now, j);
+                let true_then = self.really.map(|t| final_loss(t, j));
+                Some(Row {
+                    name: test.as_slice()[j].key.clone(),
+                    group: names[group_of[j]].clone(),
+                    loss_now,
+                    loss_then: loss_now + change,
+                    change,
+                    simulated_then,
+                    true_then,
+                    true_change: true_then.map(|t| t - loss_now),
+                })
+            })
+            .collect()
+    }
+
+    /// What the table calls "loss then", at every step: the real loss of the unedited run plus the
+    /// predicted effect. A run of another length has no real loss to add to at each of its steps,
+    /// so there it is the simulated loss.
+    fn predicted(&self) -> Result<Trajectory> {
+        if self.simulated_then.steps() != self.simulated_now.steps() {
+            return Ok(self.simulated_then.clone());
+        }
+        let real = &self.base.trajectory;
+        let mut values = Vec::with_capacity(real.values().len());
+        let mut measured = Vec::with_capacity(real.values().len());
+        for (index, &step) in real.steps().iter().enumerate() {
+            let now = self
+                .simulated_now
+                .at_step(step)
+                .context("a simulation has every step")?;
+            let then = self
+                .simulated_then
+                .at_step(step)
+                .context("a simulation has every step")?;
+            let row = real.row(index).iter().zip(now).zip(then);
+            values.extend(row.map(|((real, now), then)| real + (then - now)));
+            measured.extend((0..real.test_count()).map(|j| real.get(index, j).is_some()));
+        }
+        let steps = real.steps().to_vec();
+        Ok(Trajectory::with_missing(
+            steps,
+            real.test_count(),
+            values,
+            measured,
+        )?)
+    }
+
+    fn draw(&self, title: &str, args: &WhatifArgs, open: &OpenRuns) -> Result<()> {
+        let (datasets, dataset_of) = open.set.test_examples().groups(&args.group_by);
+        let picture = what_if(&WhatIfPlot {
+            title,
+            original: &self.base.trajectory,
+            simulated: &self.predicted()?,
+            retrained: self.really,
+            datasets: &datasets,
+            dataset_of: &dataset_of,
+        })?;
+        write_atomically(&args.picture, picture.as_bytes())?;
+        Ok(())
+    }
+}
+
+/// Means over each group, then over all.
+fn groups(rows: &[Row]) -> Vec<Row> {
+    let mut names: Vec<&str> = Vec::new();
+    for row in rows {
+        if !names.contains(&row.group.as_str()) {
+            names.push(&row.group);
+        }
+    }
+    let mut means: Vec<Row> = names
+        .iter()
+        .map(|name| {
+            let members: Vec<&Row> = rows.iter().filter(|r| r.group == *name).collect();
+            mean(name, &members)
+        })
+        .collect();
+    if names.len() > 1 {
+        means.push(mean("all", &rows.iter().collect::<Vec<_>>()));
+    }
+    means
+}
+
+fn mean(name: &str, rows: &[&Row]) -> Row {
+    let of = |value: &dyn Fn(&Row) -> f64| {
+        rows.iter().map(|r| value(r)).sum::<f64>() / rows.len() as f64
+    };
+    let of_some = |value: &dyn Fn(&Row) -> Option<f64>| {
+        let values: Option<Vec<f64>> = rows.iter().map(|r| value(r)).collect();
+        values.map(|v| v.iter().sum::<f64>() / v.len() as f64)
+    };
+    Row {
+        name: name.to_owned(),
+        group: name.to_owned(),
+        loss_now: of(&|r| r.loss_now),
+        loss_then: of(&|r| r.loss_then),
+        change: of(&|r| r.change),
+        simulated_then: of(&|r| r.simulated_then),
+        true_then: of_some(&|r| r.true_then),
+        true_change: of_some(&|r| r.true_change),
+    }
+}
+
+fn print(answer: &Answer, args: &WhatifArgs) -> Result<()> {
+    match args.format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(answer)?),
+        Format::Csv => {
+            let mut writer = csv::Writer::from_writer(std::io::stdout());
+            writer.write_record(header(answer))?;
+            for row in &answer.test_examples {
+                writer.write_record(cells(row, |v| v.to_string()))?;
+            }
+            writer.flush()?;
+        }
+        Format::Table => print_table(answer, args.all),
+    }
+    Ok(())
+}
+
+fn header(answer: &Answer) -> Vec<&'static str> {
+    let mut names = vec![
+        "name",
+        "group",
+        "loss now",
+        "loss then",
+        "change",
+        "simulated then",
+    ];
+    if answer.test_examples.iter().any(|r| r.true_then.is_some()) {
+        names.extend(["true then", "true change"]);
+    }
+    names
+}
+
+fn cells(row: &Row, number: impl Fn(f64) -> String) -> Vec<String> {
+    let mut cells = vec![row.name.clone(), row.group.clone()];
+    let numbers = [row.loss_now, row.loss_then, row.change, row.simulated_then];
+    cells.extend(numbers.into_iter().map(&number));
+    cells.extend(
+        [row.true_then, row.true_change]
+            .into_iter()
+            .flatten()
+            .map(&number),
+    );
+    cells
+}
+
+fn print_table(answer: &Answer, all: bool) {
+    println!(
+        "{}: {} ({} → {} steps), {}",
+        answer.run,
+        answer.edits.join("; "),
+        answer.steps_now,
+        answer.steps_then,
+        answer.simulator
+    );
+    println!("Losses after the last step, {}.", answer.unit);
+    println!("loss then = loss now + change; change = simulated edited − simulated unedited.\n");
+    println!("Mean per {}", answer.group_by);
+    println!("{}", table(answer, &answer.groups));
+    let mut rows = answer.test_examples.clone();
+    if !all {
+        rows.sort_by(|a, b| b.change.abs().total_cmp(&a.change.abs()));
+        rows.truncate(SHOWN);
+        println!(
+            "\nThe {} test examples that change most (of {}; --all shows every one)",
+            rows.len(),
+            answer.test_examples.len()
+        );
+    } else {
+        println!("\nEvery test example");
+    }
+    println!("{}", table(answer, &rows));
+}
+
+fn table(answer: &Answer, rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    table.set_header(header(answer));
+    for row in rows {
+        table.add_row(cells(row, |v| format!("{v:.3}")));
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

@@ -1,0 +1,170 @@
+//! The way of somebody who brings logs of their own: import, check, fit, simulate, what-if,
+//! compare. None of it needs LibTorch.
+
+mod common;
+
+use common::{RUNS, STEPS, TEST, TRAIN, fail, succeed, write_gptdynamics};
+use serde_json::Value;
+use std::path::Path;
+
+fn imported() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_gptdynamics(folder.path());
+    succeed(
+        folder.path(),
+        &["import", "gptdynamics", "gptdynamics", "--out", "runs"],
+    );
+    folder
+}
+
+fn json(folder: &Path, args: &[&str]) -> Value {
+    serde_json::from_str(&succeed(folder, args)).unwrap()
+}
+
+#[test]
+fn logs_become_a_whole_run_set() {
+    let folder = imported();
+    let report = json(folder.path(), &["check", "runs", "--format", "json"]);
+    assert_eq!(report["runs"].as_array().unwrap().len(), RUNS);
+    assert_eq!(report["train_examples"], TRAIN);
+    assert_eq!(report["test_examples"], TEST);
+    assert_eq!(report["problems"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_fitted_simulator_follows_a_held_out_run() {
+    let folder = imported();
+    let path = folder.path();
+    let ids: Vec<String> = json(path, &["check", "runs", "--format", "json"])["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| run["id"].as_str().unwrap().to_owned())
+        .collect();
+    let held_out = ids.last().unwrap();
+    let args = [
+        "fit",
+        "runs",
+        "--out",
+        "s.safetensors",
+        "--test-runs",
+        held_out,
+    ];
+    succeed(path, &args);
+    let args = [
+        "simulate",
+        "s.safetensors",
+        "--run-set",
+        "runs",
+        "--run",
+        held_out,
+    ];
+    let printed = succeed(path, &args);
+    assert_eq!(printed.lines().count(), 1 + (STEPS + 1) * TEST);
+    succeed(path, &[&args[..], &["--out", "curve.csv"]].concat());
+    let written = std::fs::read_to_string(path.join("curve.csv")).unwrap();
+    assert_eq!(written.lines().count(), printed.lines().count());
+
+    let args = [
+        "compare",
+        "runs",
+        "--test-runs",
+        held_out,
+        "--format",
+        "json",
+    ];
+    let comparison = json(path, &[&args[..], &["--plots", "pictures"]].concat());
+    let rows = comparison["blocks"][0]["rows"].as_array().unwrap();
+    let mse = |method: &str| {
+        let row = rows.iter().find(|r| r["method"] == method).unwrap();
+        row["mse"]["value"].as_f64().unwrap()
+    };
+    // The logs follow L_t = α_t L_{t-1} exactly, and 140 steps tell 24 parameters.
+    assert!(mse("simfluence-linear") < 0.01 * mse("mean-run"));
+    assert!(mse("mean-run") < mse("no-learning"));
+    let pictures = std::fs::read_dir(path.join("pictures")).unwrap().count();
+    assert!(pictures >= 3, "{pictures} pictures");
+}
+
+#[test]
+fn the_same_command_gives_the_same_bytes() {
+    let folder = imported();
+    for file in ["a.safetensors", "b.safetensors"] {
+        succeed(
+            folder.path(),
+            &["fit", "runs", "--out", file, "--lambda", "0.1"],
+        );
+    }
+    let read = |file: &str| std::fs::read(folder.path().join(file)).unwrap();
+    let (a, b) = (read("a.safetensors"), read("b.safetensors"));
+    assert_eq!(tensors(&a), tensors(&b));
+}
+
+/// The arrays of a safetensors file: what follows its header, which tells how long fitting took.
+fn tensors(bytes: &[u8]) -> &[u8] {
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    &bytes[8 + header..]
+}
+
+#[test]
+fn a_whatif_answers_in_the_right_direction() {
+    let folder = imported();
+    let path = folder.path();
+    let first = json(path, &["check", "runs", "--format", "json"])["runs"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let even: Vec<String> = (0..TRAIN).step_by(2).map(|i| format!("id:{i}")).collect();
+    let mut args = vec!["whatif", "runs", "--run", &first, "--format", "json"];
+    for id in &even {
+        args.extend(["--drop", id]);
+    }
+    let answer = json(path, &args);
+    // Even examples lower the losses more, so without them the losses end higher.
+    assert!(
+        answer["groups"][0]["change"].as_f64().unwrap() > 0.0,
+        "{answer}"
+    );
+    assert!(path.join("whatif.svg").exists());
+}
+
+#[test]
+fn what_is_wrong_is_said_with_what_to_do() {
+    let folder = imported();
+    let path = folder.path();
+    let message = fail(path, &["check", "nowhere"]);
+    assert!(message.contains("nowhere"), "{message}");
+    let message = fail(path, &["whatif", "runs", "--run", "x", "--drop", "id:1"]);
+    assert!(message.contains("the runs are"), "{message}");
+    std::fs::write(path.join("empty.safetensors"), b"").unwrap();
+    let args = [
+        "simulate",
+        "empty.safetensors",
+        "--run-set",
+        "runs",
+        "--run",
+        "x",
+    ];
+    let message = fail(path, &args);
+    assert!(message.contains("empty.safetensors"), "{message}");
+    let message = fail(
+        path,
+        &["fit", "runs", "--out", "s.safetensors", "--lambda", "many"],
+    );
+    assert!(message.contains("--lambda"), "{message}");
+}
+
+#[test]
+fn wrong_usage_has_its_own_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = common::simfluence(folder.path(), &["whatif"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[cfg(not(feature = "torch"))]
+#[test]
+fn commands_that_train_say_how_to_get_libtorch() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = fail(folder.path(), &["record", "task.toml", "--out", "runs"]);
+    assert!(message.contains("--features torch"), "{message}");
+}
