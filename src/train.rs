@@ -1,15 +1,22 @@
 //! What `record`, `attribute` and `whatif --verify` share: the base model of a run set, and
 //! fine-tuning from it.
 
+use crate::cli::AttributionMethod;
+use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
+use serde_json::Value;
+use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Scores, Trajectory};
 use simfluence_models::{
     Architecture, Device, EvaluationSet, FineTuning, PreparedTask, TextExample, TokenizedExample,
     Tokenizer, TokenizerKind, TrainingSettings, Weights, pretrain,
 };
 use simfluence_recorder::{RunSet, read_artifact, write_artifact};
-use std::path::PathBuf;
+use simfluence_simulators::attribution::{Axes, GradientParams};
+use simfluence_simulators::gradcos::GradCos;
+use simfluence_simulators::graddot::GradDot;
+use simfluence_simulators::tracin::TracinCp;
+use std::path::{Path, PathBuf};
 
 /// Key of the training settings in `run.json`.
 pub const TRAINING: &str = "training";
@@ -213,12 +220,75 @@ pub fn settings_of(run: &Run) -> Result<TrainingSettings> {
         .with_context(|| format!("run {}: the recorded training settings", run.id))
 }
 
+/// Scores by an attribution method from the checkpoints of a run.
 pub fn scores(
-    _: crate::cli::AttributionMethod,
-    _: &crate::runs::OpenRuns,
-    _: &Run,
-    _: &str,
-    _: &dyn Progress,
-) -> Result<simfluence_core::Scores> {
-    bail!("not yet")
+    method: AttributionMethod,
+    open: &OpenRuns,
+    reference: &Run,
+    device: &str,
+    progress: &dyn Progress,
+) -> Result<Scores> {
+    let model = BaseModel::load(&open.set)?;
+    let train = model.tokens(open.set.train_examples())?;
+    let test = model.tokens(open.set.test_examples())?;
+    let axes = Axes {
+        train_keys: open.set.train_examples().keys(),
+        test_keys: open.set.test_examples().keys(),
+    };
+    let device: Device = device.parse()?;
+    let rate = reference.curriculum.mean_learning_rate();
+    let rate = rate.with_context(|| format!("run {} has no learning rates", reference.id))?;
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let params = GradientParams::new(rate).threads(threads);
+    let checkpoints = checkpoints(open, reference)?;
+    let (_, last) = checkpoints.last().context("the reference run has checkpoints")?;
+    let at_the_end = || weights_in(last);
+    let mut scores = match method {
+        AttributionMethod::Graddot => GradDot::new(params)?
+            .scores(&at_the_end()?, &train, &test, &axes, device, progress)?,
+        AttributionMethod::Gradcos => GradCos::new(params)?
+            .scores(&at_the_end()?, &train, &test, &axes, device, progress)?,
+        AttributionMethod::TracinCp => {
+            let weighted = checkpoints
+                .iter()
+                .map(|(rate, path)| Ok((weights_in(path)?, *rate)))
+                .collect::<Result<Vec<_>>>()?;
+            TracinCp::new(params)?.scores(weighted, &train, &test, &axes, device, progress)?
+        }
+    };
+    let id = Value::from(reference.id.clone());
+    scores.provenance.insert("reference_run".into(), id);
+    Ok(scores)
+}
+
+/// The checkpoints of a run that ends with one: the learning rate of their step, and the file.
+fn checkpoints(open: &OpenRuns, run: &Run) -> Result<Vec<(f64, PathBuf)>> {
+    let files = open.set.checkpoints(&run.id)?;
+    let steps = run.curriculum.steps();
+    if files.last().map(|(step, _)| *step as usize) != Some(steps.len()) {
+        bail!(
+            "run {} has no checkpoint after its last step ({}); record it again with training.checkpoint_every",
+            run.id,
+            steps.len()
+        );
+    }
+    files
+        .into_iter()
+        .filter(|(step, _)| *step > 0)
+        .map(|(step, path)| {
+            let rate = steps[step as usize - 1].learning_rate;
+            let rate = rate.with_context(|| format!("run {}, step {step}: no rate", run.id))?;
+            Ok((f64::from(rate), path))
+        })
+        .collect()
+}
+
+/// The parameters in a checkpoint, with or without an optimiser's state.
+fn weights_in(path: &Path) -> Result<Weights> {
+    let artifact = read_artifact(path)?;
+    let weights = match artifact.metadata.get("kind").map(String::as_str) {
+        Some("training_state") => Weights::from_training_state(&artifact),
+        _ => Weights::from_artifact(&artifact),
+    };
+    weights.with_context(|| format!("{}", path.display()))
 }

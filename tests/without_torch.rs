@@ -2,8 +2,11 @@
 //! compare. None of it needs LibTorch.
 
 mod common;
+#[path = "without_torch/logs.rs"]
+mod logs;
 
-use common::{RUNS, STEPS, TEST, TRAIN, fail, succeed, write_gptdynamics};
+use common::{fail, succeed};
+use logs::{RUNS, STEPS, TEST, TRAIN, write_gptdynamics};
 use serde_json::Value;
 use std::path::Path;
 

@@ -3,13 +3,23 @@
 //! Tasks, tokenisers and designs need no LibTorch: `simfluence plan` works without it. The
 //! feature `torch` adds the transformer, the optimisers, training and gradients.
 
+pub mod device;
+#[cfg(feature = "torch")]
+mod native;
 pub mod numbers;
 pub mod settings;
 pub mod task;
 pub mod text;
 pub mod tokenizer;
+#[cfg(feature = "torch")]
+pub mod torch;
+pub mod weights;
 
-pub use settings::{ModelSettings, SettingsError, TokenizedExample, TrainingSettings};
+pub use device::{Device, DeviceError};
+pub use settings::{ModelSettings, SettingsError, TokenizedExample, TokensError, TrainingSettings};
 pub use task::{DataSettings, PreparedTask, PretrainingSettings, Task, TaskError};
 pub use text::{TaskData, TextError, TextExample};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
+#[cfg(feature = "torch")]
+pub use torch::*;
+pub use weights::{Architecture, Layout, ParameterSpec, Weights, WeightsError};

@@ -94,10 +94,13 @@ pub fn generic_text(lines: usize, seed: u64) -> String {
     text
 }
 
+/// What a reader of numbers needs to know: how they are written, what follows what, how long words
+/// are; and to find the one thing that matters among other words, and to answer with something
+/// about it, in digits or in words.
 fn generic_line(rng: &mut ChaCha8Rng) -> String {
     let n = rng.random_range(0..=LARGEST_SIZE as u32);
     let (first, second) = (rng.random::<bool>(), rng.random::<bool>());
-    match rng.random_range(0..5) {
+    match rng.random_range(0..10) {
         0 => format!(" {} is {}", written(n, first), written(n, second)),
         1 => format!(" {} then {}", written(n, first), written(n + 1, second)),
         2 => {
@@ -111,8 +114,53 @@ fn generic_line(rng: &mut ChaCha8Rng) -> String {
             let length = written(word.len() as u32, first);
             format!(" '{word}' {}: {length}", letters.join(" "))
         }
-        _ => format!(" {} {} {} {}.", word(rng), word(rng), word(rng), word(rng)),
+        4..7 => {
+            let next = rng.random::<bool>();
+            let what = if next { "next" } else { "same" };
+            let answer = written(n + u32::from(next), second);
+            line_with_answer(&written(n, first), what, second, &answer, rng)
+        }
+        7 | 8 => {
+            let word = word(rng);
+            let answer = written(word.len() as u32, second);
+            line_with_answer(&format!("'{word}'"), "letters", second, &answer, rng)
+        }
+        _ => {
+            let end = if first { "?" } else { "." };
+            format!("{}{end}{}.", sentence(rng), sentence(rng))
+        }
     }
+}
+
+/// Words with `item` among them, what is asked about it, and the answer.
+fn line_with_answer(
+    item: &str,
+    what: &str,
+    in_words: bool,
+    answer: &str,
+    rng: &mut ChaCha8Rng,
+) -> String {
+    let form = if in_words { "words" } else { "digits" };
+    let before = sentence(rng);
+    let after = if rng.random::<bool>() {
+        format!(". {}", words(1..4, rng))
+    } else {
+        String::new()
+    };
+    format!("{before} {item}{after}; {what} in {form}: {answer}")
+}
+
+/// A few words, the first one capitalised.
+fn sentence(rng: &mut ChaCha8Rng) -> String {
+    let mut words = words(2..7, rng);
+    words[..1].make_ascii_uppercase();
+    format!(" {words}")
+}
+
+fn words(count: std::ops::Range<usize>, rng: &mut ChaCha8Rng) -> String {
+    let count = rng.random_range(count);
+    let words: Vec<&str> = (0..count).map(|_| word(rng)).collect();
+    words.join(" ")
 }
 
 fn word(rng: &mut ChaCha8Rng) -> &'static str {

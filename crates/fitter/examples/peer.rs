@@ -1,0 +1,113 @@
+//! Our side of `benches/peers`: times the fit and the simulation on data that the peer made.
+//!
+//! `peer fit DATA LAMBDA TOLERANCE REPEATS` and `peer simulate DATA REPEATS`; `DATA` is a safetensors
+//! file. Prints one line of JSON.
+
+use serde_json::{Value, json};
+use simfluence_core::{Artifact, Curriculum, NoProgress, Step, Tensor};
+use simfluence_fitter::{
+    Exposures, FitSettings, Parameters, Penalty, Problem, Sequence, Variant, fit,
+};
+use std::time::Instant;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["fit", data, lambda, tolerance, repeats] => {
+            time_fit(&read(data)?, lambda.parse()?, tolerance.parse()?, repeats.parse()?)?
+        }
+        ["simulate", data, repeats] => time_simulation(&read(data)?, repeats.parse()?)?,
+        _ => return Err("usage: peer fit DATA LAMBDA TOLERANCE REPEATS | peer simulate DATA REPEATS".into()),
+    };
+    println!("{result}");
+    Ok(())
+}
+
+fn read(path: &str) -> Result<Artifact, Failure> {
+    Ok(Artifact::from_bytes(&std::fs::read(path)?)?)
+}
+
+fn tensor<'a>(data: &'a Artifact, name: &str) -> Result<&'a Tensor, Failure> {
+    data.tensors.get(name).ok_or_else(|| format!("no array {name}").into())
+}
+
+/// `batches [runs × steps × batch]` of training ids.
+fn curricula(data: &Artifact, train_count: usize) -> Result<Vec<Curriculum>, Failure> {
+    let Tensor::U32 { shape, values } = tensor(data, "batches")? else {
+        return Err("batches must be u32".into());
+    };
+    let mut curricula = Vec::new();
+    for run in values.chunks(shape[1] * shape[2]) {
+        let steps = run.chunks(shape[2]).map(|b| Step::new(b.to_vec(), None)).collect();
+        curricula.push(Curriculum::new(steps, train_count)?);
+    }
+    Ok(curricula)
+}
+
+fn time_fit(data: &Artifact, lambda: f64, tolerance: f64, repeats: usize) -> Result<Value, Failure> {
+    let train_count = tensor(data, "train_count")?;
+    let Tensor::U32 { values, .. } = train_count else {
+        return Err("train_count must be u32".into());
+    };
+    let n = values[0] as usize;
+    let Tensor::F32 { shape, values } = tensor(data, "losses")? else {
+        return Err("losses must be f32".into());
+    };
+    let (evaluations, m) = (shape[1], shape[2]);
+    let mut sequences = Vec::new();
+    for (curriculum, losses) in curricula(data, n)?.iter().zip(values.chunks(evaluations * m)) {
+        sequences.push(Sequence {
+            exposures: Exposures::from_curriculum(curriculum, n)?,
+            steps: (0..evaluations as u32).collect(),
+            losses: losses.iter().map(|&l| f64::from(l)).collect(),
+            measured: None,
+        });
+    }
+    let problem = Problem::new(n, m, sequences)?;
+    let mut settings = FitSettings::new(Penalty { a: lambda, b: lambda });
+    settings.tolerance = tolerance;
+    let all = problem.all_sequences();
+    let mut seconds = Vec::new();
+    let mut fitted = fit(&problem, &all, &settings, &NoProgress)?;
+    for _ in 0..repeats {
+        let start = Instant::now();
+        fitted = fit(&problem, &all, &settings, &NoProgress)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(json!({
+        "seconds": seconds,
+        "objective": fitted.objective,
+        "iterations": fitted.iterations,
+        "peak_rss_mb": peak_rss_mb(),
+    }))
+}
+
+fn time_simulation(data: &Artifact, repeats: usize) -> Result<Value, Failure> {
+    let shape = tensor(data, "A")?.shape().to_vec();
+    let (n, m) = (shape[0], shape[1]);
+    let (a, b) = (data.f64s("A", &shape)?, data.f64s("B", &shape)?);
+    let parameters = Parameters::from_tables(Variant::Linear, n, m, a, b);
+    let curriculum = &curricula(data, n)?[0];
+    let initial = data.f32s("initial", &[m])?;
+    let mut seconds = Vec::new();
+    let mut last = Vec::new();
+    for _ in 0..=repeats {
+        let start = Instant::now();
+        let exposures = Exposures::from_curriculum(curriculum, n)?;
+        last = parameters.simulate(&exposures, initial);
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let end = last[last.len() - m..].to_vec();
+    Ok(json!({ "seconds": seconds[1..], "final": end, "peak_rss_mb": peak_rss_mb() }))
+}
+
+/// Largest resident memory of this process so far (Linux; `None` elsewhere).
+fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
+}

@@ -1,0 +1,414 @@
+//! The solver `exact`: preconditioned conjugate gradients on the normal equations of
+//! [`LANES`](crate::LANES) test examples at once, down to rounding; dense Cholesky where they do
+//! not get there.
+//!
+//! The time goes into reading vectors from the caches, so the gradients run in single precision,
+//! which halves that, inside an iterative refinement: the residual is computed in double
+//! precision, its correction in single, until the *double-precision* residual is below the
+//! tolerance. Where single precision makes no progress the corrections go on in double precision.
+//!
+//! The preconditioner is the `2 × 2` block of `(A_i, B_i)` per training example. It removes the
+//! correlation between a loss and the constant 1, which is what makes the plain equations
+//! ill-conditioned.
+
+use crate::lanes::{Kernel, MulAdd, Real, accumulate, dispatch};
+use crate::teacher_forced::{Block, Normal, Rows, Target, triangle};
+use crate::{FitError, dense};
+
+/// Largest number of parameters for which the dense solver is tried (a matrix of 128 MiB).
+const DENSE_LIMIT: usize = 4096;
+/// Corrections allowed; three are usual.
+const CORRECTIONS: usize = 12;
+/// A reached residual may exceed the tolerance by this factor: the recursion of conjugate
+/// gradients and the true residual differ a little.
+const SLACK: f64 = 1.5;
+/// Reduction of the residual that a correction aims at, at most: what single precision resolves.
+const RESOLVED: f64 = 1e-5;
+/// A correction in single precision that leaves more than this share of the squared residual is
+/// the last of its kind.
+const STALLED: f64 = 1e-2;
+/// Training examples over which a dot product is summed in the precision of its factors.
+const RUN: usize = 64;
+/// Relative residual that counts as solved although the tolerance is finer: the rounding of an
+/// ill-conditioned system.
+const ROUNDING: f64 = 1e-10;
+
+/// The solution of a block.
+pub(crate) struct Solved<const N: usize> {
+    /// `d`, `[n × K]`.
+    pub parameters: Vec<[f64; N]>,
+    /// Iterations per test example.
+    pub iterations: [u64; N],
+    /// Objective per test example.
+    pub objective: [f64; N],
+}
+
+/// Solves a block, from `start` if given. `first` is the test example of lane 0.
+pub(crate) fn solve<const K: usize, const N: usize>(
+    block: &Block<K, N>,
+    rows: &Rows,
+    target: &Target,
+    start: Option<&[[f64; N]]>,
+    first: usize,
+) -> Result<Solved<N>, FitError> {
+    let penalty = target.penalty.of(target.form.variant);
+    let mut state = dispatch(Refinement {
+        block,
+        rows,
+        penalty,
+        target,
+        start,
+    });
+    let mut dense_used = false;
+    for lane in 0..N {
+        // Not `>`: a NaN is unsolved as well.
+        let solved = state.residual[lane] <= (10.0 * target.tolerance).max(ROUNDING);
+        if solved {
+            continue;
+        }
+        let test = first + lane;
+        if block.right_side.len() > DENSE_LIMIT {
+            return Err(FitError::NotConverged {
+                test,
+                solver: "exact",
+                iterations: state.iterations[lane],
+                residual: state.residual[lane],
+                tolerance: target.tolerance,
+            });
+        }
+        let solution = dense::solve(block, rows, penalty, lane).ok_or(FitError::NotIdentified {
+            test,
+            lambda_a: target.penalty.a,
+            lambda_b: target.penalty.b,
+        })?;
+        for (p, value) in state.parameters.iter_mut().zip(solution) {
+            p[lane] = value;
+        }
+        dense_used = true;
+    }
+    if dense_used {
+        state.objective = dispatch(Objective {
+            block,
+            rows,
+            penalty,
+            parameters: &state.parameters,
+        });
+    }
+    Ok(Solved {
+        parameters: state.parameters,
+        iterations: state.iterations,
+        objective: state.objective,
+    })
+}
+
+/// The objective at `d` per test example.
+pub(crate) struct Objective<'a, const K: usize, const N: usize> {
+    pub block: &'a Block<K, N>,
+    pub rows: &'a Rows,
+    pub penalty: [f64; 2],
+    pub parameters: &'a [[f64; N]],
+}
+
+impl<const K: usize, const N: usize> Kernel for Objective<'_, K, N> {
+    type Output = [f64; N];
+
+    #[inline(always)]
+    fn run<M: MulAdd>(self) -> [f64; N] {
+        self.block
+            .objective::<M>(&self.rows.exposures, &self.penalty, self.parameters)
+    }
+}
+
+/// Iterative refinement: the residual in double precision, its correction by conjugate gradients
+/// in single precision as long as that makes progress.
+struct Refinement<'a, const K: usize, const N: usize> {
+    block: &'a Block<K, N>,
+    rows: &'a Rows,
+    penalty: [f64; 2],
+    target: &'a Target,
+    start: Option<&'a [[f64; N]]>,
+}
+
+struct Reached<const N: usize> {
+    parameters: Vec<[f64; N]>,
+    iterations: [u64; N],
+    /// True residual over the right side, in the norm of the preconditioner.
+    residual: [f64; N],
+    objective: [f64; N],
+}
+
+impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
+    type Output = Reached<N>;
+
+    #[inline(always)]
+    fn run<M: MulAdd>(self) -> Reached<N> {
+        let size = self.block.right_side.len();
+        let inverse = invert_blocks::<K, N>(&self.block.diagonal, &self.penalty);
+        let scale = norm::<K, N, M>(&inverse, &self.block.right_side);
+        let mut single: Option<Gradients<'_, f32, K, N>> = None;
+        let mut double: Option<Gradients<'_, f64, K, N>> = None;
+        let mut x = self.start.map_or_else(|| vec![[0.0; N]; size], <[_]>::to_vec);
+        let mut r = self.block.right_side.clone();
+        let mut iterations = [0; N];
+        if self.start.is_some() {
+            self.true_residual::<M>(&x, &mut r);
+        }
+        let mut norms = norm::<K, N, M>(&inverse, &r);
+        for _ in 0..CORRECTIONS {
+            let residual: [f64; N] = std::array::from_fn(|l| relative(norms[l], scale[l]));
+            let wanted: [bool; N] =
+                std::array::from_fn(|l| residual[l] > self.target.tolerance * SLACK);
+            if !wanted.contains(&true) {
+                break;
+            }
+            let goals: [f64; N] =
+                std::array::from_fn(|l| (self.target.tolerance / residual[l]).min(1.0));
+            let units: [f64; N] =
+                std::array::from_fn(|l| if wanted[l] { norms[l].sqrt() } else { 0.0 });
+            let used = if double.is_none() {
+                single
+                    .get_or_insert_with(|| {
+                        Gradients::new(self.block.normal_single(self.rows, self.penalty), &inverse)
+                    })
+                    .correct::<M>(&mut x, &r, &units, &goals, self.target.max_iterations)
+            } else {
+                double
+                    .get_or_insert_with(|| {
+                        Gradients::new(self.block.normal(self.rows, self.penalty), &inverse)
+                    })
+                    .correct::<M>(&mut x, &r, &units, &goals, self.target.max_iterations)
+            };
+            iterations = std::array::from_fn(|l| iterations[l] + used[l]);
+            self.true_residual::<M>(&x, &mut r);
+            let before = norms;
+            norms = norm::<K, N, M>(&inverse, &r);
+            let stalled = (0..N).any(|l| wanted[l] && norms[l] > STALLED * before[l]);
+            if stalled && double.is_none() {
+                double = Some(Gradients::new(self.block.normal(self.rows, self.penalty), &inverse));
+            }
+        }
+        Reached {
+            objective: self.block.objective::<M>(&self.rows.exposures, &self.penalty, &x),
+            parameters: x,
+            iterations,
+            residual: std::array::from_fn(|l| relative(norms[l], scale[l])),
+        }
+    }
+}
+
+impl<const K: usize, const N: usize> Refinement<'_, K, N> {
+    /// `r ← Φᵀ y − (Φᵀ Φ + Λ) x`.
+    #[inline(always)]
+    fn true_residual<M: MulAdd>(&self, x: &[[f64; N]], r: &mut [[f64; N]]) {
+        self.block.normal(self.rows, self.penalty).apply::<M>(x, r);
+        for (r, b) in r.iter_mut().zip(&self.block.right_side) {
+            *r = std::array::from_fn(|l| b[l] - r[l]);
+        }
+    }
+}
+
+/// Conjugate gradients in the precision `T`, with their vectors `[n × K]`.
+struct Gradients<'a, T, const K: usize, const N: usize> {
+    normal: Normal<'a, T, K, N>,
+    inverse: Vec<[T; N]>,
+    x: Vec<[T; N]>,
+    r: Vec<[T; N]>,
+    z: Vec<[T; N]>,
+    p: Vec<[T; N]>,
+    q: Vec<[T; N]>,
+}
+
+impl<'a, T: Real, const K: usize, const N: usize> Gradients<'a, T, K, N> {
+    fn new(normal: Normal<'a, T, K, N>, inverse: &[[f64; N]]) -> Self {
+        let zeros = || vec![[T::ZERO; N]; inverse.len() / triangle(K) * K];
+        Self {
+            normal,
+            inverse: inverse.iter().map(|block| block.map(T::of)).collect(),
+            x: zeros(),
+            r: zeros(),
+            z: zeros(),
+            p: zeros(),
+            q: zeros(),
+        }
+    }
+
+    /// Adds to `x` the solution for the right side `r`, whose norms are `units` (0: leave the
+    /// lane alone), with residuals reduced to `goals` or as far as `T` resolves. A lane that is
+    /// there stands still, so that its result does not depend on its neighbours.
+    #[inline(always)]
+    fn correct<M: MulAdd>(
+        &mut self,
+        x: &mut [[f64; N]],
+        r: &[[f64; N]],
+        units: &[f64; N],
+        goals: &[f64; N],
+        max_iterations: u64,
+    ) -> [u64; N] {
+        let per_unit: [f64; N] =
+            std::array::from_fn(|l| if units[l] > 0.0 { units[l].recip() } else { 0.0 });
+        for ((x, own), from) in self.x.iter_mut().zip(&mut self.r).zip(r) {
+            *x = [T::ZERO; N];
+            *own = std::array::from_fn(|l| T::of(from[l] * per_unit[l]));
+        }
+        let goals: [f64; N] = std::array::from_fn(|l| goals[l].max(RESOLVED).powi(2));
+        let mut iterations = [0; N];
+        let mut rz = self.advance::<M>(&[0.0; N]);
+        self.p.copy_from_slice(&self.z);
+        let mut active: [bool; N] = std::array::from_fn(|l| rz[l] > goals[l]);
+        for _ in 0..max_iterations {
+            if !active.contains(&true) {
+                break;
+            }
+            self.normal.apply::<M>(&self.p, &mut self.q);
+            let curvature = dot::<T, N, M>(&self.p, &self.q);
+            let alpha: [f64; N] =
+                std::array::from_fn(|l| if active[l] { rz[l] / curvature[l] } else { 0.0 });
+            let next = self.advance::<M>(&alpha);
+            let beta: [T; N] =
+                std::array::from_fn(|l| T::of(if active[l] { next[l] / rz[l] } else { 0.0 }));
+            for (p, z) in self.p.iter_mut().zip(&self.z) {
+                *p = std::array::from_fn(|l| beta[l].mul_add::<M>(p[l], z[l]));
+            }
+            for l in 0..N {
+                iterations[l] += u64::from(active[l]);
+                if active[l] {
+                    rz[l] = next[l];
+                }
+                active[l] = active[l] && rz[l] > goals[l];
+            }
+        }
+        for (x, own) in x.iter_mut().zip(&self.x) {
+            *x = std::array::from_fn(|l| M::double(units[l], own[l].widen(), x[l]));
+        }
+        iterations
+    }
+
+    /// `x ← x + α p`, `r ← r − α q`, `z ← M⁻¹ r`; gives `r · z`.
+    #[inline(always)]
+    fn advance<M: MulAdd>(&mut self, alpha: &[f64; N]) -> [f64; N] {
+        let forward = alpha.map(T::of);
+        let backward = alpha.map(|a| T::of(-a));
+        let mut rz = [0.0; N];
+        let directions = self.p.chunks(K * RUN).zip(self.q.chunks(K * RUN));
+        let blocks = self.inverse.chunks(triangle(K) * RUN);
+        let vectors = self.x.chunks_mut(K * RUN).zip(self.r.chunks_mut(K * RUN));
+        let states = vectors.zip(self.z.chunks_mut(K * RUN));
+        for ((((x, r), z), (p, q)), inverse) in states.zip(directions).zip(blocks) {
+            for ((x, r), (p, q)) in x.iter_mut().zip(r.iter_mut()).zip(p.iter().zip(q)) {
+                for l in 0..N {
+                    x[l] = forward[l].mul_add::<M>(p[l], x[l]);
+                    r[l] = backward[l].mul_add::<M>(q[l], r[l]);
+                }
+            }
+            let part = precondition::<T, K, N, M>(inverse, r, z);
+            rz = std::array::from_fn(|l| rz[l] + part[l].widen());
+        }
+        rz
+    }
+}
+
+/// `z ← M⁻¹ r`; gives `r · z`.
+#[inline(always)]
+fn precondition<T: Real, const K: usize, const N: usize, M: MulAdd>(
+    inverse: &[[T; N]],
+    r: &[[T; N]],
+    z: &mut [[T; N]],
+) -> [T; N] {
+    let mut rz = [T::ZERO; N];
+    let vectors = r.chunks_exact(K).zip(z.chunks_exact_mut(K));
+    for ((r, z), block) in vectors.zip(inverse.chunks_exact(triangle(K))) {
+        multiply_block::<T, K, N, M>(block, r, z);
+        for k in 0..K {
+            accumulate::<T, N, M>(&mut rz, &r[k], &z[k]);
+        }
+    }
+    rz
+}
+
+/// `z ← S r` for one symmetric `K × K` block given by its upper triangle.
+#[inline(always)]
+fn multiply_block<T: Real, const K: usize, const N: usize, M: MulAdd>(
+    block: &[[T; N]],
+    r: &[[T; N]],
+    z: &mut [[T; N]],
+) {
+    for l in 0..N {
+        if K == 1 {
+            z[0][l] = block[0][l] * r[0][l];
+        } else {
+            z[0][l] = block[1][l].mul_add::<M>(r[1][l], block[0][l] * r[0][l]);
+            z[1][l] = block[2][l].mul_add::<M>(r[1][l], block[1][l] * r[0][l]);
+        }
+    }
+}
+
+/// `a · b` per lane: summed in `T` over short runs, those in double precision.
+#[inline(always)]
+fn dot<T: Real, const N: usize, M: MulAdd>(a: &[[T; N]], b: &[[T; N]]) -> [f64; N] {
+    let mut total = [0.0; N];
+    for (a, b) in a.chunks(RUN).zip(b.chunks(RUN)) {
+        let mut part = [T::ZERO; N];
+        for (a, b) in a.iter().zip(b) {
+            accumulate::<T, N, M>(&mut part, a, b);
+        }
+        total = std::array::from_fn(|l| total[l] + part[l].widen());
+    }
+    total
+}
+
+/// `rᵀ M⁻¹ r` per lane.
+#[inline(always)]
+fn norm<const K: usize, const N: usize, M: MulAdd>(
+    inverse: &[[f64; N]],
+    r: &[[f64; N]],
+) -> [f64; N] {
+    let mut rz = [0.0; N];
+    for (r, block) in r.chunks_exact(K).zip(inverse.chunks_exact(triangle(K))) {
+        let mut z = [[0.0; N]; K];
+        multiply_block::<f64, K, N, M>(block, r, &mut z);
+        for k in 0..K {
+            accumulate::<f64, N, M>(&mut rz, &r[k], &z[k]);
+        }
+    }
+    rz
+}
+
+/// The inverses of the diagonal blocks of `Φᵀ Φ + Λ`; 0 where a block is singular, which keeps
+/// parameters that no data touch where they are.
+fn invert_blocks<const K: usize, const N: usize>(
+    diagonal: &[[f64; N]],
+    penalty: &[f64; 2],
+) -> Vec<[f64; N]> {
+    let mut inverse = diagonal.to_vec();
+    for block in inverse.chunks_exact_mut(triangle(K)) {
+        for l in 0..N {
+            if K == 1 {
+                let value = block[0][l] + penalty[0];
+                block[0][l] = if value > 0.0 { value.recip() } else { 0.0 };
+                continue;
+            }
+            let (aa, ab, bb) = (block[0][l] + penalty[0], block[1][l], block[2][l] + penalty[1]);
+            let determinant = aa * bb - ab * ab;
+            // Relative to its terms the determinant of a singular block is rounding.
+            let regular = determinant > 1e-14 * aa * bb;
+            let factor = if regular { determinant.recip() } else { 0.0 };
+            block[0][l] = bb * factor;
+            block[1][l] = -ab * factor;
+            block[2][l] = aa * factor;
+            if !regular {
+                block[0][l] = if aa > 0.0 { aa.recip() } else { 0.0 };
+                block[2][l] = if bb > 0.0 { bb.recip() } else { 0.0 };
+            }
+        }
+    }
+    inverse
+}
+
+/// `√(reached / scale)`, 0 where there is nothing to reach.
+#[inline(always)]
+fn relative(reached: f64, scale: f64) -> f64 {
+    if scale == 0.0 {
+        return 0.0;
+    }
+    (reached / scale).sqrt()
+}

@@ -1,0 +1,365 @@
+//! The parameters of all test examples, and the simulation that they define.
+
+use crate::lanes::{Kernel, LANES, MulAdd, axpy, dispatch};
+use crate::teacher_forced::{centre, neutral};
+use crate::{Exposures, Shrinkage, Variant};
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// `A` and `B` of `n` training and `m` test examples.
+///
+/// They lie in blocks of [`LANES`] test examples, `[n × terms × LANES]` each, because that is how
+/// fitting and simulating read them. What a variant does not have is not stored: `A` is 1 for
+/// additive, `B` is 0 for multiplicative.
+///
+/// ```
+/// use simfluence_fitter::{Exposures, Parameters, Variant};
+/// // One training example that halves the loss, one that lowers it by 0.1.
+/// let parameters = Parameters::from_tables(Variant::Linear, 2, 1, &[0.5, 1.0], &[0.0, -0.1]);
+/// let mut exposures = Exposures::new(2);
+/// exposures.push([(0, 1.0)])?;
+/// exposures.push([(1, 1.0)])?;
+/// assert_eq!(parameters.simulate(&exposures, &[4.0]), vec![4.0, 2.0, 1.9]);
+/// # Ok::<(), simfluence_fitter::FitError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parameters {
+    variant: Variant,
+    train_count: usize,
+    test_count: usize,
+    blocks: Vec<Vec<[f64; LANES]>>,
+}
+
+impl Parameters {
+    /// Parameters from row-major tables `[n × m]`; the table that the variant does not have is
+    /// not read and may be empty.
+    ///
+    /// # Panics
+    /// A table that the variant has is shorter than `n × m`.
+    pub fn from_tables(
+        variant: Variant,
+        train_count: usize,
+        test_count: usize,
+        a: &[f64],
+        b: &[f64],
+    ) -> Self {
+        let tables: Vec<&[f64]> = match variant {
+            Variant::Linear => vec![a, b],
+            Variant::Additive => vec![b],
+            Variant::Multiplicative => vec![a],
+        };
+        let block = |first: usize| {
+            let lanes = LANES.min(test_count - first);
+            let mut values = Vec::with_capacity(train_count * tables.len());
+            for i in 0..train_count {
+                for table in &tables {
+                    let mut entry = [0.0; LANES];
+                    let start = i * test_count + first;
+                    entry[..lanes].copy_from_slice(&table[start..start + lanes]);
+                    values.push(entry);
+                }
+            }
+            values
+        };
+        Self {
+            variant,
+            train_count,
+            test_count,
+            blocks: (0..test_count.div_ceil(LANES)).into_par_iter().map(|c| block(c * LANES)).collect(),
+        }
+    }
+
+    /// Takes fitted blocks of test examples; lanes beyond the last test example become 0.
+    pub(crate) fn from_blocks(
+        variant: Variant,
+        train_count: usize,
+        test_count: usize,
+        mut blocks: Vec<Vec<[f64; LANES]>>,
+    ) -> Self {
+        if let Some(last) = blocks.last_mut() {
+            let used = (test_count - 1) % LANES + 1;
+            last.iter_mut().for_each(|lanes| lanes[used..].fill(0.0));
+        }
+        Self {
+            variant,
+            train_count,
+            test_count,
+            blocks,
+        }
+    }
+
+    /// Which terms there are.
+    pub fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    /// Number of training examples `n`.
+    pub fn train_count(&self) -> usize {
+        self.train_count
+    }
+
+    /// Number of test examples `m`.
+    pub fn test_count(&self) -> usize {
+        self.test_count
+    }
+
+    /// `A[i, j]`.
+    pub fn a(&self, train: usize, test: usize) -> f64 {
+        if !self.variant.has_a() {
+            return 1.0;
+        }
+        self.entry(train, test, 0)
+    }
+
+    /// `B[i, j]`.
+    pub fn b(&self, train: usize, test: usize) -> f64 {
+        if !self.variant.has_b() {
+            return 0.0;
+        }
+        self.entry(train, test, self.variant.terms() - 1)
+    }
+
+    fn entry(&self, train: usize, test: usize, term: usize) -> f64 {
+        self.blocks[test / LANES][train * self.variant.terms() + term][test % LANES]
+    }
+
+    /// `A` as a row-major table `[n × m]`.
+    pub fn a_table(&self) -> Vec<f64> {
+        self.table(|i, j| self.a(i, j))
+    }
+
+    /// `B` as a row-major table `[n × m]`.
+    pub fn b_table(&self) -> Vec<f64> {
+        self.table(|i, j| self.b(i, j))
+    }
+
+    fn table(&self, entry: impl Fn(usize, usize) -> f64 + Sync) -> Vec<f64> {
+        let mut values = vec![0.0; self.train_count * self.test_count];
+        values
+            .par_chunks_mut(self.test_count.max(1))
+            .enumerate()
+            .for_each(|(i, row)| row.iter_mut().enumerate().for_each(|(j, v)| *v = entry(i, j)));
+        values
+    }
+
+    /// The losses `L_0 … L_T` of every test example, `[T + 1 × m]` row-major, from `initial`
+    /// (`[m]`), computed in f64 and rounded to f32 at the end.
+    ///
+    /// # Panics
+    /// `exposures` of other training examples or `initial` of another length; callers check.
+    pub fn simulate(&self, exposures: &Exposures, initial: &[f32]) -> Vec<f32> {
+        assert_eq!(exposures.train_count(), self.train_count, "training examples");
+        assert_eq!(initial.len(), self.test_count, "initial losses");
+        let columns: Vec<Vec<[f32; LANES]>> = (0..self.blocks.len())
+            .into_par_iter()
+            .map(|block| self.simulate_block(exposures, initial, block))
+            .collect();
+        let mut losses = vec![0.0; (exposures.len() + 1) * self.test_count];
+        if self.test_count == 0 {
+            return losses;
+        }
+        losses
+            .par_chunks_mut(self.test_count)
+            .with_min_len(64)
+            .enumerate()
+            .for_each(|(step, row)| {
+                for (values, column) in row.chunks_mut(LANES).zip(&columns) {
+                    values.copy_from_slice(&column[step][..values.len()]);
+                }
+            });
+        losses
+    }
+
+    fn simulate_block(
+        &self,
+        exposures: &Exposures,
+        initial: &[f32],
+        block: usize,
+    ) -> Vec<[f32; LANES]> {
+        let first = block * LANES;
+        let mut start = [0.0; LANES];
+        for (value, &loss) in start.iter_mut().zip(&initial[first..]) {
+            *value = f64::from(loss);
+        }
+        // Read in order the parameters come in at the speed of memory; gathered they would come
+        // at its latency. Worth it where most of them are needed.
+        let parameters = if exposures.values().len() >= self.train_count {
+            Cow::Owned(self.blocks[block].clone())
+        } else {
+            Cow::Borrowed(&self.blocks[block])
+        };
+        let mut column = Vec::with_capacity(exposures.len() + 1);
+        column.push(start.map(|v| v as f32));
+        roll_out(
+            self.variant,
+            &parameters,
+            exposures,
+            0..exposures.len(),
+            start,
+            |state| column.push(state.map(|v| v as f32)),
+        );
+        column
+    }
+}
+
+/// Turns deviations `d` into parameters in place: adds `θ₀`, and gives training examples that a
+/// test example has never seen the neutral value.
+pub(crate) fn finish_block<const N: usize>(
+    variant: Variant,
+    shrinkage: Shrinkage,
+    deviations: &mut [[f64; N]],
+    has_seen: impl Fn(usize, usize) -> bool,
+) {
+    let form = crate::teacher_forced::Form { variant, shrinkage };
+    let (centre, neutral) = (centre(form), neutral(variant));
+    for (i, terms) in deviations.chunks_exact_mut(variant.terms()).enumerate() {
+        for (k, lanes) in terms.iter_mut().enumerate() {
+            for (l, value) in lanes.iter_mut().enumerate() {
+                *value = if has_seen(i, l) { *value + centre[k] } else { neutral[k] };
+            }
+        }
+    }
+}
+
+/// Simulates `N` test examples over the rows `rows` from `start`; `visit` sees the state after
+/// every step. `parameters` are `[n × terms]`.
+pub(crate) fn roll_out<const N: usize>(
+    variant: Variant,
+    parameters: &[[f64; N]],
+    exposures: &Exposures,
+    rows: std::ops::Range<usize>,
+    start: [f64; N],
+    visit: impl FnMut(&[f64; N]),
+) {
+    dispatch(RollOut {
+        variant,
+        parameters,
+        exposures,
+        rows,
+        start,
+        visit,
+    });
+}
+
+struct RollOut<'a, const N: usize, V> {
+    variant: Variant,
+    parameters: &'a [[f64; N]],
+    exposures: &'a Exposures,
+    rows: std::ops::Range<usize>,
+    start: [f64; N],
+    visit: V,
+}
+
+impl<const N: usize, V: FnMut(&[f64; N])> Kernel for RollOut<'_, N, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: MulAdd>(mut self) {
+        let mut state = self.start;
+        for row in self.rows {
+            let (ids, values) = self.exposures.entries(row);
+            state = match self.variant {
+                Variant::Linear => {
+                    let [alpha, beta] = mix::<2, N, M>(ids, values, self.parameters);
+                    std::array::from_fn(|l| M::double(alpha[l], state[l], beta[l]))
+                }
+                Variant::Additive => {
+                    let [beta] = mix::<1, N, M>(ids, values, self.parameters);
+                    std::array::from_fn(|l| state[l] + beta[l])
+                }
+                Variant::Multiplicative => {
+                    let [alpha] = mix::<1, N, M>(ids, values, self.parameters);
+                    std::array::from_fn(|l| alpha[l] * state[l])
+                }
+            };
+            (self.visit)(&state);
+        }
+    }
+}
+
+/// `Σ_i x(i) θ_{i,k}` of one row, per term.
+#[inline(always)]
+pub(crate) fn mix<const K: usize, const N: usize, M: MulAdd>(
+    ids: &[u32],
+    values: &[f64],
+    parameters: &[[f64; N]],
+) -> [[f64; N]; K] {
+    let mut sums = [[0.0; N]; K];
+    let (parameters, _) = parameters.as_chunks::<K>();
+    for (&id, &x) in ids.iter().zip(values) {
+        let terms = &parameters[id as usize];
+        for k in 0..K {
+            axpy::<f64, N, M>(&mut sums[k], x, &terms[k]);
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::truth;
+
+    fn exposures(n: usize, steps: usize) -> Exposures {
+        let mut exposures = Exposures::new(n);
+        for t in 0..steps {
+            let members = [t % n, (3 * t + 1) % n, (5 * t + 2) % n, t % n];
+            exposures.push(members.map(|i| (i as u32, 0.25))).expect("ids are in range");
+        }
+        exposures
+    }
+
+    #[test]
+    fn simulation_follows_the_equation_literally() {
+        let (n, m, steps) = (9, 21, 30);
+        let (a, b) = truth(n, m);
+        let exposures = exposures(n, steps);
+        let initial: Vec<f32> = (0..m).map(|j| 2.0 + j as f32 / 8.0).collect();
+        for variant in [Variant::Linear, Variant::Additive, Variant::Multiplicative] {
+            let parameters = Parameters::from_tables(variant, n, m, &a, &b);
+            let got = parameters.simulate(&exposures, &initial);
+            for j in 0..m {
+                let mut state = f64::from(initial[j]);
+                for t in 0..steps {
+                    let mut alpha = if variant.has_a() { 0.0 } else { 1.0 };
+                    let mut beta = 0.0;
+                    for (i, x) in exposures.row(t) {
+                        let at = i as usize * m + j;
+                        alpha += if variant.has_a() { x * a[at] } else { 0.0 };
+                        beta += if variant.has_b() { x * b[at] } else { 0.0 };
+                    }
+                    state = alpha * state + beta;
+                    let error = (f64::from(got[(t + 1) * m + j]) - state).abs();
+                    assert!(error <= 1e-6 * state.abs(), "{variant:?} step {} test {j}", t + 1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn additive_and_multiplicative_are_special_cases_of_linear() {
+        let (n, m) = (5, 10);
+        let (a, b) = truth(n, m);
+        let exposures = exposures(n, 12);
+        let initial = vec![3.0; m];
+        let simulate = |variant, a: &[f64], b: &[f64]| {
+            Parameters::from_tables(variant, n, m, a, b).simulate(&exposures, &initial)
+        };
+        let (ones, zeros) = (vec![1.0; n * m], vec![0.0; n * m]);
+        let pairs = [
+            (simulate(Variant::Additive, &[], &b), simulate(Variant::Linear, &ones, &b)),
+            (simulate(Variant::Multiplicative, &a, &[]), simulate(Variant::Linear, &a, &zeros)),
+        ];
+        for (special, general) in pairs {
+            let differences = special.iter().zip(&general).map(|(s, g)| (s - g).abs());
+            assert!(differences.fold(0.0, f32::max) <= 1e-6);
+        }
+    }
+
+    #[test]
+    fn tables_come_back_as_they_went() {
+        let (a, b) = truth(4, 13);
+        let parameters = Parameters::from_tables(Variant::Linear, 4, 13, &a, &b);
+        assert_eq!((parameters.a_table(), parameters.b_table()), (a, b));
+    }
+}

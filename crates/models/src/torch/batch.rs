@@ -1,0 +1,441 @@
+//! Examples as tensors, and the losses of the test examples.
+
+use super::transformer::{Extras, Prefix, Transformer, to_vec};
+use crate::settings::{TokenizedExample, TokensError};
+use crate::weights::Architecture;
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
+
+/// Several examples, padded at their ends to the longest. What stands behind an example's last
+/// token never reaches it: attention is causal.
+pub(super) struct Batch {
+    /// Number of examples.
+    pub size: i64,
+    /// Input positions per example.
+    pub length: i64,
+    /// Position of the first input token; above 0 behind a shared prefix.
+    pub first_position: i64,
+    /// `[size · length]`.
+    pub tokens: Tensor,
+    /// What is predicted.
+    pub answers: Answers,
+}
+
+/// The positions whose next token counts.
+pub(super) struct Answers {
+    /// Answer tokens of the example with the most.
+    pub count: i64,
+    /// Whether every position predicts, so that no choice of rows is needed.
+    pub everywhere: bool,
+    /// `[size · count]`: rows of the batch that predict.
+    pub rows: Tensor,
+    /// `[size · heads × count × first_position + length]`: 0 or −∞.
+    pub mask: Tensor,
+    /// `[size · count]`: the tokens predicted.
+    pub targets: Tensor,
+    /// `[size × count]`: 1 over the example's number of answer tokens, 0 where it has fewer.
+    pub weights: Tensor,
+}
+
+/// Where and in which type the tensors of a batch are made.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub heads: i64,
+    pub kind: Kind,
+    pub device: Device,
+}
+
+impl Place {
+    pub(super) fn of(model: &Transformer) -> Self {
+        Self {
+            heads: i64::from(model.architecture().model.heads),
+            kind: model.kind(),
+            device: model.device(),
+        }
+    }
+}
+
+impl Batch {
+    /// A batch of checked examples whose first `skip` tokens are left to a shared prefix.
+    pub(super) fn new(examples: &[&TokenizedExample], skip: usize, place: Place) -> Self {
+        let size = examples.len();
+        let inputs = |e: &TokenizedExample| e.tokens.len() - 1 - skip;
+        let length = examples.iter().map(|e| inputs(e)).max().unwrap_or(0);
+        let mut tokens = vec![0_i64; size * length];
+        for (row, example) in tokens.chunks_exact_mut(length.max(1)).zip(examples) {
+            for (slot, &token) in row.iter_mut().zip(&example.tokens[skip..][..inputs(example)]) {
+                *slot = i64::from(token);
+            }
+        }
+        Self {
+            size: size as i64,
+            length: length as i64,
+            first_position: skip as i64,
+            tokens: Tensor::from_slice(&tokens).to_device(place.device),
+            answers: Answers::new(examples, skip, length, place),
+        }
+    }
+
+    /// Sequences of equal length in which every token but the first is predicted.
+    pub(super) fn of_windows(windows: &[&[u32]], place: Place) -> Self {
+        let length = windows[0].len() - 1;
+        let cut = |range: Range<usize>| -> Vec<i64> {
+            let part = |w: &&[u32]| w[range.clone()].iter().map(|&t| i64::from(t)).collect();
+            windows.iter().flat_map::<Vec<i64>, _>(part).collect()
+        };
+        let shape = [windows.len() as i64, length as i64];
+        let options = (place.kind, place.device);
+        let answers = Answers {
+            count: shape[1],
+            everywhere: true,
+            rows: Tensor::zeros([0], (Kind::Int64, place.device)),
+            mask: Tensor::zeros([0], options),
+            targets: Tensor::from_slice(&cut(1..length + 1)).to_device(place.device),
+            weights: Tensor::full(shape, 1.0 / length as f64, options),
+        };
+        Self {
+            size: shape[0],
+            length: shape[1],
+            first_position: 0,
+            tokens: Tensor::from_slice(&cut(0..length)).to_device(place.device),
+            answers,
+        }
+    }
+}
+
+impl Answers {
+    fn new(examples: &[&TokenizedExample], skip: usize, length: usize, place: Place) -> Self {
+        let answer = |e: &TokenizedExample| e.tokens.len() - e.answer_start;
+        let count = examples.iter().map(|e| answer(e)).max().unwrap_or(0);
+        let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        let mut mask = Vec::new();
+        for (index, example) in examples.iter().enumerate() {
+            let mut own_mask = Vec::with_capacity(count * (skip + length));
+            for k in 0..count {
+                // A padding row repeats the example's first prediction and weighs nothing.
+                let is_real = k < answer(example);
+                let position = example.answer_start - 1 + if is_real { k } else { 0 };
+                rows.push((index * length + position - skip) as i64);
+                targets.push(i64::from(example.tokens[position + 1]));
+                weights.push(if is_real { 1.0 / answer(example) as f64 } else { 0.0 });
+                let visible = |p| if p <= position { 0.0 } else { f32::NEG_INFINITY };
+                own_mask.extend((0..skip + length).map(visible));
+            }
+            for _ in 0..place.heads {
+                mask.extend_from_slice(&own_mask);
+            }
+        }
+        let shape = [examples.len() as i64 * place.heads, count as i64, (skip + length) as i64];
+        let floats = |t: Tensor| t.to_device(place.device).to_kind(place.kind);
+        Self {
+            count: count as i64,
+            everywhere: false,
+            rows: Tensor::from_slice(&rows).to_device(place.device),
+            mask: floats(Tensor::from_slice(&mask)).view(shape),
+            targets: Tensor::from_slice(&targets).to_device(place.device),
+            weights: floats(Tensor::from_slice(&weights)).view([examples.len() as i64, count as i64]),
+        }
+    }
+}
+
+/// The losses of all test examples at one moment, in their order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Evaluation {
+    /// Mean negative log-likelihood per answer token, nats.
+    pub losses: Vec<f32>,
+    /// Mean over the answer tokens of `1 − p(token)`.
+    pub residuals: Vec<f32>,
+}
+
+/// Shortest common beginning that is computed once for several test examples.
+const SHORTEST_PREFIX: usize = 8;
+
+/// Positions that sharing must save to be worth a forward pass of its own.
+const WORTHWHILE: usize = 256;
+
+/// The test examples, grouped so that evaluating them is fast: examples that begin alike share
+/// the computation of their common beginning, and those of similar length share a batch. The
+/// grouping depends on the examples and the batch size only.
+///
+/// ```
+/// use simfluence_models::{EvaluationSet, TokenizedExample};
+/// let example = |tokens: Vec<u32>| TokenizedExample { tokens, answer_start: 2 };
+/// let set = EvaluationSet::new(vec![example(vec![1, 2, 3]), example(vec![1, 2, 0, 3])], 64);
+/// assert_eq!(set.len(), 2);
+/// ```
+#[derive(Debug, Clone)]
+pub struct EvaluationSet {
+    examples: Vec<TokenizedExample>,
+    groups: Vec<Group>,
+}
+
+/// Examples with the same first `prefix` tokens, in batches.
+#[derive(Debug, Clone, PartialEq)]
+struct Group {
+    prefix: usize,
+    batches: Vec<Vec<usize>>,
+}
+
+impl EvaluationSet {
+    /// Groups the examples into batches of at most `batch_size` (0 counts as 1).
+    pub fn new(examples: Vec<TokenizedExample>, batch_size: u32) -> Self {
+        let groups = group(&examples, batch_size.max(1) as usize);
+        Self { examples, groups }
+    }
+
+    /// The test examples in order.
+    pub fn examples(&self) -> &[TokenizedExample] {
+        &self.examples
+    }
+
+    /// Number of test examples `m`.
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
+    }
+
+    /// Checks every example against a model.
+    ///
+    /// # Errors
+    /// The first example that the model cannot read, with its index.
+    pub fn check(&self, architecture: &Architecture) -> Result<(), (usize, TokensError)> {
+        check_examples(&self.examples, architecture)
+    }
+
+    /// The losses of all examples, without gradients.
+    ///
+    /// # Errors
+    /// An example that the model cannot read, with its index.
+    pub fn evaluate(&self, model: &Transformer) -> Result<Evaluation, (usize, TokensError)> {
+        self.check(model.architecture())?;
+        Ok(self.prepare(Place::of(model)).evaluate(model))
+    }
+
+    /// The tensors of all batches, made once for many evaluations. The examples are checked.
+    pub(super) fn prepare(&self, place: Place) -> PreparedEvaluation {
+        let prepare_group = |group: &Group| {
+            let pick = |ids: &Vec<usize>| ids.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
+            let first = &self.examples[group.batches[0][0]];
+            let shared = TokenizedExample {
+                tokens: first.tokens[..group.prefix + 1].to_vec(),
+                answer_start: group.prefix,
+            };
+            PreparedGroup {
+                prefix: (group.prefix > 0).then(|| Batch::new(&[&shared], 0, place)),
+                batches: (group.batches.iter())
+                    .map(|ids| (Batch::new(&pick(ids), group.prefix, place), ids.clone()))
+                    .collect(),
+            }
+        };
+        PreparedEvaluation {
+            count: self.len(),
+            groups: self.groups.iter().map(prepare_group).collect(),
+        }
+    }
+}
+
+/// Checks every example against a model; an error names the example's index.
+pub(super) fn check_examples(
+    examples: &[TokenizedExample],
+    architecture: &Architecture,
+) -> Result<(), (usize, TokensError)> {
+    for (index, example) in examples.iter().enumerate() {
+        example
+            .check(architecture.vocabulary, architecture.model.context)
+            .map_err(|problem| (index, problem))?;
+    }
+    Ok(())
+}
+
+fn group(examples: &[TokenizedExample], batch_size: usize) -> Vec<Group> {
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    order.sort_by(|&a, &b| examples[a].tokens.cmp(&examples[b].tokens).then(a.cmp(&b)));
+    let mut groups = Vec::new();
+    let mut alone = Vec::new();
+    let mut rest = &order[..];
+    while !rest.is_empty() {
+        let (count, prefix) = run_of_similar(examples, rest);
+        let (run, others) = rest.split_at(count);
+        if (count - 1) * prefix >= WORTHWHILE {
+            groups.push(batches_by_length(examples, run.to_vec(), prefix, batch_size));
+        } else {
+            alone.extend(run);
+        }
+        rest = others;
+    }
+    if !alone.is_empty() {
+        groups.push(batches_by_length(examples, alone, 0, batch_size));
+    }
+    groups
+}
+
+/// How many of the first examples of a sorted list share a beginning, and its length. A run ends
+/// where taking in one more would halve what is shared.
+fn run_of_similar(examples: &[TokenizedExample], sorted: &[usize]) -> (usize, usize) {
+    let first = &examples[sorted[0]];
+    let mut shared = shareable(first);
+    for (count, &next) in sorted.iter().enumerate().skip(1) {
+        let next = &examples[next];
+        let common = (first.tokens.iter().zip(&next.tokens))
+            .take_while(|(a, b)| a == b)
+            .count()
+            .min(shared)
+            .min(shareable(next));
+        let enough = if count == 1 { SHORTEST_PREFIX } else { SHORTEST_PREFIX.max(shared / 2) };
+        if common < enough {
+            return (count, shared);
+        }
+        shared = common;
+    }
+    (sorted.len(), shared)
+}
+
+/// Tokens that lie before the position which predicts the first answer token.
+fn shareable(example: &TokenizedExample) -> usize {
+    example.answer_start.saturating_sub(1).min(example.tokens.len().saturating_sub(2))
+}
+
+fn batches_by_length(
+    examples: &[TokenizedExample],
+    mut members: Vec<usize>,
+    prefix: usize,
+    batch_size: usize,
+) -> Group {
+    members.sort_by_key(|&i| (examples[i].tokens.len(), i));
+    Group {
+        prefix,
+        batches: members.chunks(batch_size).map(<[usize]>::to_vec).collect(),
+    }
+}
+
+/// An [`EvaluationSet`] as tensors.
+pub(super) struct PreparedEvaluation {
+    count: usize,
+    groups: Vec<PreparedGroup>,
+}
+
+struct PreparedGroup {
+    prefix: Option<Batch>,
+    batches: Vec<(Batch, Vec<usize>)>,
+}
+
+impl PreparedEvaluation {
+    /// The losses of all examples, without gradients.
+    pub(super) fn evaluate(&self, model: &Transformer) -> Evaluation {
+        let mut evaluation = Evaluation {
+            losses: vec![0.0; self.count],
+            residuals: vec![0.0; self.count],
+        };
+        tch::no_grad(|| {
+            for group in &self.groups {
+                let prefix = group.prefix.as_ref().map(|batch| model.prefix(batch));
+                for (batch, ids) in &group.batches {
+                    evaluate_batch(model, batch, prefix.as_ref(), ids, &mut evaluation);
+                }
+            }
+        });
+        evaluation
+    }
+}
+
+fn evaluate_batch(
+    model: &Transformer,
+    batch: &Batch,
+    prefix: Option<&Prefix>,
+    ids: &[usize],
+    evaluation: &mut Evaluation,
+) {
+    let extras = Extras {
+        prefix,
+        ..Extras::default()
+    };
+    let log_probabilities = model.answer_log_probabilities(batch, extras);
+    let weights = &batch.answers.weights;
+    let mean = |values: Tensor| to_vec(&(values * weights).sum_dim_intlist(1, false, None));
+    let losses = mean(-&log_probabilities);
+    let residuals = mean(1.0 - log_probabilities.exp());
+    for (k, &id) in ids.iter().enumerate() {
+        evaluation.losses[id] = losses[k];
+        evaluation.residuals[id] = residuals[k];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::ModelSettings;
+    use crate::weights::Weights;
+
+    fn model() -> Transformer {
+        let settings = ModelSettings {
+            layers: 3,
+            heads: 2,
+            width: 16,
+            context: 64,
+            ..ModelSettings::default()
+        };
+        let architecture = Architecture::new(settings, 10).unwrap();
+        Transformer::with_kind(&Weights::random(&architecture, 2), Device::Cpu, Kind::Double)
+    }
+
+    /// Questions that begin alike and end differently, and some that do not.
+    fn examples() -> Vec<TokenizedExample> {
+        let example = |i: usize| {
+            let shared = if i % 3 == 0 { 0 } else { 30 };
+            let mut tokens: Vec<u32> = (0..shared).map(|p| (p * p % 7) as u32).collect();
+            tokens.extend((0..8 + i % 5).map(|p| ((i * 3 + p * (i + 1)) % 10) as u32));
+            TokenizedExample {
+                answer_start: tokens.len() - 1 - i % 3,
+                tokens,
+            }
+        };
+        (0..40).map(example).collect()
+    }
+
+    #[test]
+    fn sharing_beginnings_changes_no_loss() {
+        let model = model();
+        let set = EvaluationSet::new(examples(), 7);
+        assert!(set.groups.iter().any(|g| g.prefix >= 30), "nothing is shared");
+        assert!(set.groups.iter().any(|g| g.prefix == 0), "all is shared");
+        let together = set.evaluate(&model).unwrap();
+        for (k, example) in examples().into_iter().enumerate() {
+            let alone = EvaluationSet::new(vec![example], 1).evaluate(&model).unwrap();
+            assert!((together.losses[k] - alone.losses[0]).abs() < 1e-6);
+            assert!((together.residuals[k] - alone.residuals[0]).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn every_example_stands_in_one_batch_and_prefixes_end_before_the_answers() {
+        let examples = examples();
+        let set = EvaluationSet::new(examples.clone(), 7);
+        let mut seen: Vec<usize> = Vec::new();
+        for group in &set.groups {
+            for batch in &group.batches {
+                assert!(batch.len() <= 7);
+                for &i in batch {
+                    assert!(group.prefix < examples[i].answer_start);
+                    let first = &examples[batch[0]].tokens[..group.prefix];
+                    assert_eq!(&examples[i].tokens[..group.prefix], first);
+                }
+                seen.extend(batch);
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..examples.len()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_example_that_the_model_cannot_read_is_named() {
+        let mut examples = examples();
+        examples[4].tokens[2] = 10;
+        let (index, problem) = EvaluationSet::new(examples, 7).evaluate(&model()).unwrap_err();
+        assert_eq!(index, 4);
+        assert!(matches!(problem, TokensError::UnknownToken { token: 10, .. }));
+    }
+}

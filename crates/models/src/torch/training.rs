@@ -1,0 +1,810 @@
+//! Fine-tuning along a curriculum, and pre-training on text.
+
+use super::batch::{Batch, Evaluation, EvaluationSet, Place, PreparedEvaluation, check_examples};
+use super::optimizers::OptimizerState;
+use super::transformer::{Dropout, Extras, Transformer, to_vec, views};
+use crate::device::{Device, DeviceError};
+use crate::settings::{SettingsError, TokenizedExample, TokensError, TrainingSettings};
+use crate::weights::{Architecture, Weights, WeightsError};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use simfluence_core::{
+    Artifact, ArtifactError, BoxError, Curriculum, Progress, Retrain, Step, Trajectory,
+};
+use tch::Tensor;
+
+/// Version of the file that a run resumes from.
+const STATE_VERSION: u32 = 1;
+
+/// Takes note of a run while it happens. An error from any method ends the run with
+/// [`TrainingError::Observer`].
+pub trait TrainingObserver {
+    /// The test losses before the first step; not called when a run resumes.
+    ///
+    /// # Errors
+    /// Whatever the observer fails with.
+    fn initial(&mut self, evaluation: &Evaluation) -> Result<(), BoxError>;
+
+    /// A step is done. `state` gives the model after it, for whoever wants to keep it.
+    ///
+    /// # Errors
+    /// Whatever the observer fails with, or its wish to stop.
+    fn step(&mut self, record: &StepRecord<'_>, state: &TrainingState<'_>) -> Result<(), BoxError>;
+
+    /// A checkpoint is due ([`TrainingSettings::checkpoints_at`]); called after
+    /// [`TrainingObserver::step`]. By default nothing is kept.
+    ///
+    /// # Errors
+    /// Whatever the observer fails with.
+    fn checkpoint(&mut self, _state: &TrainingState<'_>) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+/// What happened in one step.
+#[derive(Debug)]
+pub struct StepRecord<'a> {
+    /// Step, counted from 1.
+    pub step: u32,
+    /// Its batch and weights.
+    pub update: &'a Step,
+    /// The learning rate it was made with.
+    pub learning_rate: f32,
+    /// Loss of each member of the batch in training mode, before the update.
+    pub batch_losses: &'a [f32],
+    /// Global norm of the gradient before clipping.
+    pub gradient_norm: f32,
+    /// The test losses after the update, where they were measured.
+    pub evaluation: Option<&'a Evaluation>,
+}
+
+/// A run between two steps.
+pub struct TrainingState<'a> {
+    run: &'a Run<'a>,
+}
+
+impl TrainingState<'_> {
+    /// Finished steps.
+    pub fn step(&self) -> u32 {
+        self.run.step
+    }
+
+    /// The trainable parameters: the checkpoint that attribution needs.
+    ///
+    /// # Errors
+    /// See [`Transformer::weights`].
+    pub fn weights(&self) -> Result<Weights, WeightsError> {
+        self.run.model.weights()
+    }
+
+    /// Everything that a run needs to go on from here bit for bit: parameters, the optimiser's
+    /// state, the step, the seed. Dropout draws from the seed and the step, the batches come from
+    /// the curriculum.
+    ///
+    /// # Errors
+    /// See [`Transformer::weights`].
+    pub fn to_artifact(&self) -> Result<Artifact, WeightsError> {
+        let mut artifact = Artifact::new("training_state", STATE_VERSION);
+        artifact.set_json("architecture", self.run.model.architecture());
+        artifact.set_json("step", &self.run.step);
+        artifact.set_json("seed", &self.run.seed);
+        self.weights()?.write_tensors(&mut artifact, "weights/");
+        self.run.optimizer.write(&mut artifact);
+        Ok(artifact)
+    }
+}
+
+/// An observer for runs of which only the final weights matter.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl TrainingObserver for Silent {
+    fn initial(&mut self, _evaluation: &Evaluation) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn step(&mut self, _: &StepRecord<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+/// One run in progress.
+struct Run<'a> {
+    model: Transformer,
+    optimizer: OptimizerState,
+    settings: &'a TrainingSettings,
+    seed: u64,
+    step: u32,
+    /// The gradient, laid out as the parameters, and its views per parameter.
+    gradient: Tensor,
+    gradient_views: Vec<Tensor>,
+}
+
+/// Losses of a batch and the norm of its gradient.
+struct Update {
+    batch_losses: Vec<f32>,
+    gradient_norm: f32,
+}
+
+impl<'a> Run<'a> {
+    fn new(base: &Weights, settings: &'a TrainingSettings, seed: u64, device: tch::Device) -> Self {
+        crate::native::keep_memory();
+        // The number of threads is the process's for some of LibTorch's parts and this thread's
+        // for others, so that every run sets it.
+        tch::set_num_threads(settings.threads as i32);
+        let model = Transformer::new(base, device);
+        let layout = model.layout();
+        let gradient = model.flat().zeros_like();
+        Self {
+            optimizer: OptimizerState::new(settings.optimizer, layout, model.kind(), device),
+            gradient_views: views(layout, &gradient),
+            gradient,
+            model,
+            settings,
+            seed,
+            step: 0,
+        }
+    }
+
+    /// Goes to where `artifact` was written.
+    fn resume(&mut self, artifact: &Artifact, steps: usize) -> Result<(), TrainingError> {
+        artifact.expect("training_state", STATE_VERSION)?;
+        let step: u32 = artifact.json("step")?;
+        let optimizer: simfluence_core::Optimizer = artifact.json("optimizer")?;
+        let seed: u64 = artifact.json("seed")?;
+        let architecture: Architecture = artifact.json("architecture")?;
+        let mismatch = |what, expected: String, got: String| TrainingError::Resume {
+            what,
+            expected,
+            got,
+        };
+        if architecture != *self.model.architecture() {
+            let expected = format!("{:?}", self.model.architecture());
+            return Err(mismatch("model", expected, format!("{architecture:?}")));
+        }
+        if optimizer != self.settings.optimizer {
+            let expected = format!("{:?}", self.settings.optimizer);
+            return Err(mismatch("optimiser", expected, format!("{optimizer:?}")));
+        }
+        if seed != self.seed {
+            return Err(mismatch("seed", self.seed.to_string(), seed.to_string()));
+        }
+        if step as usize > steps {
+            let expected = format!("at most {steps}");
+            return Err(mismatch("number of finished steps", expected, step.to_string()));
+        }
+        let weights = Weights::read_tensors(&architecture, artifact, "weights/")?;
+        tch::no_grad(|| self.model.flat().shallow_clone().copy_(&Tensor::from_slice(weights.flat())));
+        self.optimizer.read(artifact)?;
+        self.step = step;
+        Ok(())
+    }
+
+    /// One update on a batch whose members have the given shares of the loss.
+    fn update(&mut self, batch: &Batch, shares: &[f32], rate: f64) -> Update {
+        self.step += 1;
+        let mut dropout =
+            Dropout::of_step(self.model.architecture().model.dropout, self.seed, self.step);
+        let extras = Extras {
+            dropout: dropout.as_mut(),
+            ..Extras::default()
+        };
+        let losses = self.model.losses(batch, extras);
+        let shares = (Tensor::from_slice(shares).to_device(self.model.device()))
+            .to_kind(self.model.kind());
+        let loss = losses.dot(&shares);
+        let gradients = Tensor::run_backward(&[loss], self.model.parameters(), false, false);
+        tch::no_grad(|| {
+            for (view, gradient) in self.gradient_views.iter_mut().zip(&gradients) {
+                view.copy_(gradient);
+            }
+        });
+        let gradient_norm = self.gradient.norm().double_value(&[]);
+        if let Some(limit) = self.settings.gradient_clip {
+            // As torch.nn.utils.clip_grad_norm_.
+            let factor = (limit / (gradient_norm + 1e-6)).min(1.0);
+            let _ = self.gradient.g_mul_scalar_(factor);
+        }
+        let mut flat = self.model.flat().shallow_clone();
+        self.optimizer.update(&mut flat, &mut self.gradient, rate);
+        Update {
+            batch_losses: to_vec(&losses),
+            gradient_norm: gradient_norm as f32,
+        }
+    }
+}
+
+/// Fine-tunes `base` along `curriculum` and measures the test losses.
+///
+/// The loss of step `t` is `Σ_k w_k ℓ(c_t[k])`, with `ℓ` the mean negative log-likelihood per
+/// answer token and `w_k` the step's weights, `1/|c_t|` where it has none. Its learning rate is
+/// the step's own, or that of `settings` where it has none.
+///
+/// - `train`: the training examples, by id; `test`: whose losses are followed.
+/// - `settings`: `steps` and `batch_size` are not read here, the curriculum decides.
+/// - `seed`: for dropout, the only randomness of a run.
+/// - `resume`: what [`TrainingState::to_artifact`] gave; the run goes on from there and ends bit
+///   for bit as if it had never stopped.
+///
+/// The same input gives the same bits on the same machine, also while other runs of the same
+/// `threads` setting train in other threads of the process.
+///
+/// Returns the final weights.
+///
+/// # Errors
+/// See [`TrainingError`]. Losses that become NaN or infinite are no error: they are observed.
+#[allow(clippy::too_many_arguments)]
+pub fn fine_tune(
+    base: &Weights,
+    train: &[TokenizedExample],
+    test: &EvaluationSet,
+    curriculum: &Curriculum,
+    settings: &TrainingSettings,
+    seed: u64,
+    device: Device,
+    observer: &mut dyn TrainingObserver,
+    resume: Option<&Artifact>,
+) -> Result<Weights, TrainingError> {
+    settings.check()?;
+    check_input(base.architecture(), train, test, curriculum)?;
+    let mut run = Run::new(base, settings, seed, device.open()?);
+    let evaluation = test.prepare(Place::of(&run.model));
+    match resume {
+        Some(artifact) => run.resume(artifact, curriculum.len())?,
+        None => {
+            let initial = evaluation.evaluate(&run.model);
+            observer.initial(&initial).map_err(|e| observed(0, e))?;
+        }
+    }
+    for update in &curriculum.steps()[run.step as usize..] {
+        one_step(&mut run, train, &evaluation, update, curriculum.len(), observer)?;
+    }
+    Ok(run.model.weights()?)
+}
+
+fn one_step(
+    run: &mut Run<'_>,
+    train: &[TokenizedExample],
+    evaluation: &PreparedEvaluation,
+    update: &Step,
+    steps: usize,
+    observer: &mut dyn TrainingObserver,
+) -> Result<(), TrainingError> {
+    let (step, steps) = (run.step + 1, steps as u32);
+    let members: Vec<&TokenizedExample> =
+        update.batch.iter().map(|&id| &train[id as usize]).collect();
+    let batch = Batch::new(&members, 0, Place::of(&run.model));
+    let shares: Vec<f32> = update.exposures().map(|(_, share)| share as f32).collect();
+    let settings = run.settings;
+    let learning_rate =
+        (update.learning_rate).unwrap_or_else(|| settings.learning_rate_at(step, steps));
+    let done = run.update(&batch, &shares, f64::from(learning_rate));
+    let evaluation =
+        (settings.evaluates_at(step, steps)).then(|| evaluation.evaluate(&run.model));
+    let record = StepRecord {
+        step,
+        update,
+        learning_rate,
+        batch_losses: &done.batch_losses,
+        gradient_norm: done.gradient_norm,
+        evaluation: evaluation.as_ref(),
+    };
+    let state = TrainingState { run };
+    observer.step(&record, &state).map_err(|e| observed(step, e))?;
+    if settings.checkpoints_at(step, steps) {
+        observer.checkpoint(&state).map_err(|e| observed(step, e))?;
+    }
+    Ok(())
+}
+
+fn observed(step: u32, source: BoxError) -> TrainingError {
+    TrainingError::Observer { step, source }
+}
+
+fn check_input(
+    architecture: &Architecture,
+    train: &[TokenizedExample],
+    test: &EvaluationSet,
+    curriculum: &Curriculum,
+) -> Result<(), TrainingError> {
+    if test.is_empty() {
+        return Err(TrainingError::NoTestExamples);
+    }
+    check_examples(train, architecture)
+        .map_err(|(example, problem)| TrainingError::TrainExample { example, problem })?;
+    test.check(architecture)
+        .map_err(|(example, problem)| TrainingError::TestExample { example, problem })?;
+    match curriculum.max_id() {
+        Some(id) if id as usize >= train.len() => Err(TrainingError::UnknownExample {
+            id,
+            train_count: train.len(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// All that really training on another curriculum takes.
+///
+/// Losses of the trajectory are measured at step 0 and as [`TrainingSettings::eval_every`] says.
+#[derive(Debug, Clone)]
+pub struct FineTuning {
+    /// The base model.
+    pub base: Weights,
+    /// Training examples by id.
+    pub train: Vec<TokenizedExample>,
+    /// Test examples.
+    pub test: EvaluationSet,
+    /// Optimiser, clipping, evaluation.
+    pub settings: TrainingSettings,
+    /// Where to compute.
+    pub device: Device,
+}
+
+impl Retrain for FineTuning {
+    fn retrain(
+        &self,
+        curriculum: &Curriculum,
+        seed: u64,
+        progress: &dyn Progress,
+    ) -> Result<Trajectory, BoxError> {
+        let mut collector = Collector {
+            progress,
+            steps: Vec::new(),
+            losses: Vec::new(),
+        };
+        progress.begin("retraining steps", curriculum.len() as u64);
+        fine_tune(
+            &self.base,
+            &self.train,
+            &self.test,
+            curriculum,
+            &self.settings,
+            seed,
+            self.device,
+            &mut collector,
+            None,
+        )?;
+        progress.end();
+        Ok(Trajectory::new(collector.steps, self.test.len(), collector.losses)?)
+    }
+}
+
+struct Collector<'a> {
+    progress: &'a dyn Progress,
+    steps: Vec<u32>,
+    losses: Vec<f32>,
+}
+
+impl TrainingObserver for Collector<'_> {
+    fn initial(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
+        self.steps.push(0);
+        self.losses.extend(&evaluation.losses);
+        Ok(())
+    }
+
+    fn step(&mut self, record: &StepRecord<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
+        if let Some(evaluation) = record.evaluation {
+            self.steps.push(record.step);
+            self.losses.extend(&evaluation.losses);
+        }
+        self.progress.advance(1);
+        Ok(())
+    }
+}
+
+/// Trains `start` to predict every next token of random windows of `corpus`.
+///
+/// Each step draws `settings.batch_size` windows of `window` input tokens (default and at most
+/// the model's context; at most the corpus's length − 1), with a generator of its own from
+/// `seed`. `on_step` gets each step (counted from 1) and its mean loss per token in nats; its
+/// error ends the training.
+///
+/// # Errors
+/// A corpus of fewer than two tokens or with unknown tokens; bad settings; what `on_step` fails
+/// with.
+pub fn pretrain(
+    start: &Weights,
+    corpus: &[u32],
+    window: Option<u32>,
+    settings: &TrainingSettings,
+    seed: u64,
+    device: Device,
+    on_step: &mut dyn FnMut(u32, f32) -> Result<(), BoxError>,
+) -> Result<Weights, TrainingError> {
+    settings.check()?;
+    let architecture = start.architecture();
+    check_corpus(corpus, architecture)?;
+    let length = (window.unwrap_or(u32::MAX).clamp(1, architecture.model.context) as usize)
+        .min(corpus.len() - 1);
+    let mut run = Run::new(start, settings, seed, device.open()?);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // Stream 0; those from 1 on belong to the dropout of the steps.
+    let shares = vec![1.0 / settings.batch_size as f32; settings.batch_size as usize];
+    for step in 1..=settings.steps {
+        let windows: Vec<&[u32]> = (0..settings.batch_size)
+            .map(|_| {
+                let first = rng.random_range(0..corpus.len() - length);
+                &corpus[first..=first + length]
+            })
+            .collect();
+        let batch = Batch::of_windows(&windows, Place::of(&run.model));
+        let rate = settings.learning_rate_at(step, settings.steps);
+        let losses = run.update(&batch, &shares, f64::from(rate)).batch_losses;
+        let mean = losses.iter().sum::<f32>() / losses.len() as f32;
+        on_step(step, mean).map_err(|e| observed(step, e))?;
+    }
+    Ok(run.model.weights()?)
+}
+
+fn check_corpus(corpus: &[u32], architecture: &Architecture) -> Result<(), TrainingError> {
+    if corpus.len() < 2 {
+        return Err(TrainingError::Corpus { got: corpus.len() });
+    }
+    let vocabulary = architecture.vocabulary;
+    match corpus.iter().position(|&token| token >= vocabulary) {
+        Some(position) => Err(TrainingError::CorpusToken {
+            position,
+            problem: TokensError::UnknownToken {
+                token: corpus[position],
+                vocabulary,
+            },
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Why a model cannot be trained.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainingError {
+    /// Bad settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A checkpoint that cannot be read.
+    #[error("the checkpoint: {0}")]
+    Checkpoint(#[from] ArtifactError),
+    /// A checkpoint of another run.
+    #[error("the checkpoint belongs to another run: its {what} is {got}, expected {expected}")]
+    Resume {
+        /// What differs.
+        what: &'static str,
+        /// The run's.
+        expected: String,
+        /// The checkpoint's.
+        got: String,
+    },
+    /// A training example that the model cannot read.
+    #[error("training example {example}: {problem}")]
+    TrainExample {
+        /// Id of the training example.
+        example: usize,
+        /// What is wrong.
+        problem: TokensError,
+    },
+    /// A test example that the model cannot read.
+    #[error("test example {example}: {problem}")]
+    TestExample {
+        /// Id of the test example.
+        example: usize,
+        /// What is wrong.
+        problem: TokensError,
+    },
+    /// Nothing to follow.
+    #[error("there is no test example whose loss could be followed")]
+    NoTestExamples,
+    /// A curriculum over other training examples.
+    #[error("the curriculum trains on example {id}, but there are {train_count} training examples (0..{train_count})")]
+    UnknownExample {
+        /// The largest id of the curriculum.
+        id: u32,
+        /// Number of training examples.
+        train_count: usize,
+    },
+    /// A text too short to learn from.
+    #[error("the pre-training text has {got} tokens; it needs at least 2")]
+    Corpus {
+        /// Its tokens.
+        got: usize,
+    },
+    /// A text with tokens that the model does not have.
+    #[error("token {position} of the pre-training text: {problem}")]
+    CorpusToken {
+        /// Its position.
+        position: usize,
+        /// What is wrong.
+        problem: TokensError,
+    },
+    /// The observer failed, or wants to stop.
+    #[error("after step {step}: {source}")]
+    Observer {
+        /// Finished steps.
+        step: u32,
+        /// What it says.
+        source: BoxError,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::ModelSettings;
+    use simfluence_core::{NoProgress, Optimizer};
+
+    fn base(dropout: f64) -> Weights {
+        let model = ModelSettings {
+            layers: 2,
+            heads: 2,
+            width: 16,
+            context: 24,
+            tied_output: true,
+            dropout,
+        };
+        Weights::random(&Architecture::new(model, 12).unwrap(), 5)
+    }
+
+    fn examples(count: u32) -> Vec<TokenizedExample> {
+        let example = |i: u32| {
+            let length = 6 + i % 9;
+            let answer_start = length as usize - 1 - (i % 2) as usize;
+            let tokens = (0..length).map(|p| (i * 5 + p * p) % 12).collect();
+            TokenizedExample { tokens, answer_start }
+        };
+        (0..count).map(example).collect()
+    }
+
+    fn test_set() -> EvaluationSet {
+        EvaluationSet::new(examples(7), 3)
+    }
+
+    fn curriculum(steps: u32) -> Curriculum {
+        let steps = (0..steps).map(|t| Step::new(vec![t % 20, (t * 3) % 20, 4], None));
+        Curriculum::new(steps.collect(), 20).unwrap()
+    }
+
+    fn settings(optimizer: Optimizer) -> TrainingSettings {
+        TrainingSettings {
+            optimizer,
+            learning_rate: 3e-3,
+            gradient_clip: Some(1.0),
+            checkpoint_every: Some(4),
+            ..TrainingSettings::default()
+        }
+    }
+
+    /// Everything a run shows, as bits, and its checkpoints; may stop after a step.
+    #[derive(Default)]
+    struct Recording {
+        bits: Vec<u32>,
+        checkpoints: Vec<(u32, Artifact)>,
+        stop_after: Option<u32>,
+    }
+
+    impl Recording {
+        fn take(&mut self, values: &[f32]) {
+            self.bits.extend(values.iter().map(|v| v.to_bits()));
+        }
+    }
+
+    impl TrainingObserver for Recording {
+        fn initial(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
+            self.take(&evaluation.losses);
+            Ok(())
+        }
+
+        fn step(&mut self, record: &StepRecord<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
+            self.take(record.batch_losses);
+            self.take(&[record.gradient_norm, record.learning_rate]);
+            if let Some(evaluation) = record.evaluation {
+                self.take(&evaluation.losses);
+                self.take(&evaluation.residuals);
+            }
+            match self.stop_after == Some(record.step) {
+                true => Err("stop".into()),
+                false => Ok(()),
+            }
+        }
+
+        fn checkpoint(&mut self, state: &TrainingState<'_>) -> Result<(), BoxError> {
+            self.checkpoints.push((state.step(), state.to_artifact()?));
+            Ok(())
+        }
+    }
+
+    fn train(
+        base: &Weights,
+        settings: &TrainingSettings,
+        recording: &mut Recording,
+        resume: Option<&Artifact>,
+    ) -> Result<Weights, TrainingError> {
+        let (train, test, curriculum) = (examples(20), test_set(), curriculum(10));
+        fine_tune(base, &train, &test, &curriculum, settings, 3, Device::Cpu, recording, resume)
+    }
+
+    fn every_optimizer() -> Vec<Optimizer> {
+        let named = |text: &str| serde_json::from_str(text).unwrap();
+        vec![
+            named(r#"{"name": "sgd"}"#),
+            named(r#"{"name": "sgd", "momentum": 0.9, "nesterov": true}"#),
+            named(r#"{"name": "rmsprop", "momentum": 0.5}"#),
+            named(r#"{"name": "adam", "weight_decay": 0.01}"#),
+            named(r#"{"name": "adamw"}"#),
+            named(r#"{"name": "adafactor", "weight_decay": 0.01}"#),
+        ]
+    }
+
+    #[test]
+    fn a_resumed_run_continues_bit_for_bit_with_every_optimizer() {
+        for optimizer in every_optimizer() {
+            let (base, settings) = (base(0.1), settings(optimizer));
+            let mut whole = Recording::default();
+            let expected = train(&base, &settings, &mut whole, None).unwrap();
+
+            let mut stopped = Recording { stop_after: Some(6), ..Recording::default() };
+            let error = train(&base, &settings, &mut stopped, None).unwrap_err();
+            assert!(matches!(error, TrainingError::Observer { step: 6, .. }));
+            let (step, checkpoint) = &stopped.checkpoints[0];
+            assert_eq!(*step, 4);
+            let file = checkpoint.to_bytes().unwrap();
+            let checkpoint = Artifact::from_bytes(&file).unwrap();
+
+            let mut rest = Recording::default();
+            let resumed = train(&base, &settings, &mut rest, Some(&checkpoint)).unwrap();
+            assert_eq!(resumed.fingerprint(), expected.fingerprint(), "{optimizer:?}");
+            assert!(whole.bits.ends_with(&rest.bits), "{optimizer:?}");
+            assert_eq!(rest.checkpoints.last(), whole.checkpoints.last());
+        }
+    }
+
+    #[test]
+    fn runs_in_parallel_threads_give_the_bits_of_a_run_alone() {
+        let (base, settings) = (base(0.2), settings(Optimizer::default()));
+        let run = || {
+            let mut recording = Recording::default();
+            let weights = train(&base, &settings, &mut recording, None).unwrap();
+            (recording.bits, weights.fingerprint())
+        };
+        let alone = run();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(run)).collect();
+            for thread in threads {
+                assert_eq!(thread.join().unwrap(), alone);
+            }
+        });
+    }
+
+    #[test]
+    fn training_on_one_example_lowers_its_loss() {
+        let base = base(0.0);
+        let test = EvaluationSet::new(examples(2), 64);
+        let steps = vec![Step::new(vec![1], Some(1e-2)); 30];
+        let tuning = FineTuning {
+            base,
+            train: examples(2),
+            test,
+            settings: TrainingSettings { eval_every: 10, ..settings(Optimizer::default()) },
+            device: Device::Cpu,
+        };
+        let curriculum = Curriculum::new(steps, 2).unwrap();
+        let trajectory = tuning.retrain(&curriculum, 0, &NoProgress).unwrap();
+        assert_eq!(trajectory.steps(), [0, 10, 20, 30]);
+        assert!(trajectory.last().unwrap()[1] < 0.1 * trajectory.initial().unwrap()[1]);
+    }
+
+    #[test]
+    fn the_batch_loss_before_the_update_is_the_test_loss_of_the_same_example() {
+        struct Compare(Vec<f32>);
+        impl TrainingObserver for Compare {
+            fn initial(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
+                self.0.clone_from(&evaluation.losses);
+                Ok(())
+            }
+            fn step(&mut self, r: &StepRecord<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
+                for (&id, loss) in r.update.batch.iter().zip(r.batch_losses) {
+                    assert!((loss - self.0[id as usize]).abs() < 1e-5);
+                }
+                self.0.clone_from(&r.evaluation.unwrap().losses);
+                Ok(())
+            }
+        }
+        let test = EvaluationSet::new(examples(20), 64);
+        let (train, curriculum) = (examples(20), curriculum(5));
+        let (mut compare, settings) = (Compare(Vec::new()), settings(Optimizer::default()));
+        fine_tune(
+            &base(0.0), &train, &test, &curriculum, &settings, 0, Device::Cpu, &mut compare, None,
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn a_weight_of_one_is_a_batch_of_one() {
+        let final_weights = |step: Step| {
+            let curriculum = Curriculum::new(vec![step], 20).unwrap();
+            let settings = settings(Optimizer::default());
+            let (train, test) = (examples(20), test_set());
+            fine_tune(
+                &base(0.0), &train, &test, &curriculum, &settings, 0, Device::Cpu, &mut Silent,
+                None,
+            )
+            .unwrap()
+        };
+        let mut weighted = Step::new(vec![3, 7], Some(1e-3));
+        weighted.weights = Some(vec![0.0, 1.0]);
+        let (a, b) = (final_weights(weighted), final_weights(Step::new(vec![7], Some(1e-3))));
+        // The first step of AdamW divides the gradient by itself: compare where it is not tiny.
+        let distance: f32 = a.flat().iter().zip(b.flat()).map(|(a, b)| (a - b).abs()).sum();
+        let moved: f32 =
+            a.flat().iter().zip(base(0.0).flat()).map(|(a, b)| (a - b).abs()).sum();
+        assert!(distance < 0.02 * moved, "{distance} {moved}");
+    }
+
+    #[test]
+    fn a_diverging_run_is_observed_and_not_an_error() {
+        let sgd = serde_json::from_str(r#"{"name": "sgd"}"#).unwrap();
+        let settings = TrainingSettings {
+            learning_rate: 1e30,
+            gradient_clip: None,
+            checkpoint_every: None,
+            ..settings(sgd)
+        };
+        let mut recording = Recording::default();
+        train(&base(0.0), &settings, &mut recording, None).unwrap();
+        assert!(recording.bits.iter().any(|&bits| !f32::from_bits(bits).is_finite()));
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_run_is_refused() {
+        let (base, settings) = (base(0.0), settings(Optimizer::default()));
+        let mut recording = Recording::default();
+        train(&base, &settings, &mut recording, None).unwrap();
+        let mut artifact = recording.checkpoints[0].1.clone();
+        artifact.set_json("seed", &99_u64);
+        let error = train(&base, &settings, &mut recording, Some(&artifact)).unwrap_err();
+        assert!(error.to_string().contains("seed is 99, expected 3"), "{error}");
+    }
+
+    #[test]
+    fn bad_input_is_named() {
+        let mut short = examples(20);
+        short.truncate(10);
+        let mut observer = Silent;
+        let (base, settings) = (base(0.0), settings(Optimizer::default()));
+        let error = fine_tune(
+            &base, &short, &test_set(), &curriculum(5), &settings, 0, Device::Cpu, &mut observer,
+            None,
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("there are 10 training examples"), "{error}");
+        let none = EvaluationSet::new(Vec::new(), 4);
+        let error = fine_tune(
+            &base, &examples(20), &none, &curriculum(5), &settings, 0, Device::Cpu, &mut observer,
+            None,
+        )
+        .unwrap_err();
+        assert!(matches!(error, TrainingError::NoTestExamples));
+    }
+
+    #[test]
+    fn pre_training_learns_a_repeating_text_and_repeats_itself() {
+        let corpus: Vec<u32> = (0..400).map(|k| [1, 5, 2, 7, 3][k % 5]).collect();
+        let settings = TrainingSettings { steps: 60, ..settings(Optimizer::default()) };
+        let run = || {
+            let mut losses = Vec::new();
+            let mut note = |_: u32, loss: f32| {
+                losses.push(loss);
+                Ok(())
+            };
+            let weights =
+                pretrain(&base(0.0), &corpus, Some(10), &settings, 9, Device::Cpu, &mut note)
+                    .unwrap();
+            (losses, weights.fingerprint())
+        };
+        let (losses, fingerprint) = run();
+        assert!(losses[59] < 0.3 * losses[0], "{losses:?}");
+        assert_eq!(run(), (losses, fingerprint));
+    }
+}

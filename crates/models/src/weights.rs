@@ -1,0 +1,403 @@
+//! The parameters of a model outside LibTorch: names, shapes, values, fingerprint and file form.
+
+use crate::settings::{ModelSettings, SettingsError};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use simfluence_core::{Artifact, ArtifactError, Tensor};
+
+/// Version of the weights file.
+const FORMAT_VERSION: u32 = 1;
+
+/// Offsets of the parameters are multiples of this many values (64 bytes of f32), so that every
+/// parameter is aligned for vector instructions.
+const ALIGNMENT: usize = 16;
+
+/// Everything that fixes the shapes of a model: its settings and the size of its vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// Shape of the transformer.
+    pub model: ModelSettings,
+    /// Number of tokens; the tokeniser knows it.
+    pub vocabulary: u32,
+}
+
+impl Architecture {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// See [`ModelSettings::check`]; a vocabulary of 0.
+    pub fn new(model: ModelSettings, vocabulary: u32) -> Result<Self, SettingsError> {
+        model.check()?;
+        if vocabulary == 0 {
+            return Err(SettingsError::Zero {
+                setting: "vocabulary",
+            });
+        }
+        Ok(Self { model, vocabulary })
+    }
+
+    /// Number of trainable parameters.
+    pub fn parameter_count(&self) -> usize {
+        Layout::new(self).parameter_count()
+    }
+}
+
+/// One parameter: its name, shape and place in the flat buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Name, for example `layers.0.attention.output.weight`.
+    pub name: String,
+    /// Length per axis; a matrix is `[output × input]`.
+    pub shape: Vec<usize>,
+    /// First value in the flat buffer.
+    pub offset: usize,
+}
+
+impl ParameterSpec {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no value; no parameter of a checked architecture is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The parameters of an architecture in their fixed order, one after the other in a flat buffer
+/// (with zeros between them, for alignment).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    specs: Vec<ParameterSpec>,
+    flat_len: usize,
+}
+
+impl Layout {
+    /// The layout of an architecture.
+    pub fn new(architecture: &Architecture) -> Self {
+        let model = &architecture.model;
+        let (width, vocabulary) = (model.width as usize, architecture.vocabulary as usize);
+        let mut layout = Self {
+            specs: Vec::new(),
+            flat_len: 0,
+        };
+        layout.push("token_embedding".into(), vec![vocabulary, width]);
+        layout.push("position_embedding".into(), vec![model.context as usize, width]);
+        for layer in 0..model.layers {
+            layout.push_pair(format!("layers.{layer}.attention_norm"), vec![width]);
+            layout.push_pair(format!("layers.{layer}.attention.qkv"), vec![3 * width, width]);
+            layout.push_pair(format!("layers.{layer}.attention.output"), vec![width, width]);
+            layout.push_pair(format!("layers.{layer}.mlp_norm"), vec![width]);
+            layout.push_pair(format!("layers.{layer}.mlp.up"), vec![4 * width, width]);
+            layout.push_pair(format!("layers.{layer}.mlp.down"), vec![width, 4 * width]);
+        }
+        layout.push_pair("final_norm".into(), vec![width]);
+        if !model.tied_output {
+            layout.push("output.weight".into(), vec![vocabulary, width]);
+        }
+        layout
+    }
+
+    fn push(&mut self, name: String, shape: Vec<usize>) {
+        let spec = ParameterSpec {
+            name,
+            shape,
+            offset: self.flat_len,
+        };
+        self.flat_len = (spec.offset + spec.len()).next_multiple_of(ALIGNMENT);
+        self.specs.push(spec);
+    }
+
+    fn push_pair(&mut self, name: String, shape: Vec<usize>) {
+        let bias = vec![shape[0]];
+        self.push(format!("{name}.weight"), shape);
+        self.push(format!("{name}.bias"), bias);
+    }
+
+    /// The parameters in order.
+    pub fn specs(&self) -> &[ParameterSpec] {
+        &self.specs
+    }
+
+    /// Length of the flat buffer, gaps included.
+    pub fn flat_len(&self) -> usize {
+        self.flat_len
+    }
+
+    /// Number of trainable parameters.
+    pub fn parameter_count(&self) -> usize {
+        self.specs.iter().map(ParameterSpec::len).sum()
+    }
+}
+
+/// The values of all parameters of a model, as 32-bit floats in ordinary memory: what runs start
+/// from, what checkpoints hold, and what threads share.
+///
+/// ```
+/// use simfluence_models::{Architecture, ModelSettings, Weights};
+/// let settings = ModelSettings { layers: 1, width: 8, heads: 2, context: 16, ..Default::default() };
+/// let weights = Weights::random(&Architecture::new(settings, 30)?, 7);
+/// let back = Weights::from_artifact(&weights.to_artifact())?;
+/// assert_eq!(back.fingerprint(), weights.fingerprint());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weights {
+    architecture: Architecture,
+    layout: Layout,
+    flat: Vec<f32>,
+}
+
+impl Weights {
+    /// Random initial weights, drawn from ChaCha8 with `seed` only: matrices
+    /// `N(0, 1/(3·fan-in))`, those that write to the residual stream divided by `√(2·layers)`,
+    /// embeddings `N(0, 0.02²)`, norms 1, biases 0.
+    ///
+    /// # Reference
+    /// Radford et al. 2019, section 2.3 (the scale of the residual layers).
+    pub fn random(architecture: &Architecture, seed: u64) -> Self {
+        let layout = Layout::new(architecture);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut flat = vec![0.0; layout.flat_len()];
+        for spec in layout.specs() {
+            let values = &mut flat[spec.offset..spec.offset + spec.len()];
+            match initial_scale(spec, architecture.model.layers) {
+                Initial::Constant(value) => values.fill(value),
+                Initial::Normal(deviation) => values.iter_mut().for_each(|v| {
+                    let normal: f64 = StandardNormal.sample(&mut rng);
+                    *v = (deviation * normal) as f32;
+                }),
+            }
+        }
+        Self {
+            architecture: *architecture,
+            layout,
+            flat,
+        }
+    }
+
+    /// Weights from a flat buffer in the order of [`Layout`].
+    ///
+    /// # Errors
+    /// A buffer of another length.
+    pub fn from_flat(architecture: &Architecture, flat: Vec<f32>) -> Result<Self, WeightsError> {
+        let layout = Layout::new(architecture);
+        if flat.len() != layout.flat_len() {
+            return Err(WeightsError::Length {
+                expected: layout.flat_len(),
+                got: flat.len(),
+            });
+        }
+        Ok(Self {
+            architecture: *architecture,
+            layout,
+            flat,
+        })
+    }
+
+    /// The architecture.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// Names, shapes and places of the parameters.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// All values in the order of [`Layout`], gaps included.
+    pub fn flat(&self) -> &[f32] {
+        &self.flat
+    }
+
+    /// The values of one parameter.
+    pub fn parameter(&self, name: &str) -> Option<&[f32]> {
+        let spec = self.layout.specs().iter().find(|s| s.name == name)?;
+        Some(&self.flat[spec.offset..spec.offset + spec.len()])
+    }
+
+    /// SHA-256 (hexadecimal) over the names, shapes and bits of all parameters: equal exactly
+    /// when two models compute the same.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(format!("heads {}", self.architecture.model.heads));
+        for spec in self.layout.specs() {
+            hash.update(format!("\n{} {:?}\n", spec.name, spec.shape));
+            for value in &self.flat[spec.offset..spec.offset + spec.len()] {
+                hash.update(value.to_le_bytes());
+            }
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The weights as an artifact: one array per parameter, the architecture as metadata.
+    pub fn to_artifact(&self) -> Artifact {
+        let mut artifact = Artifact::new("weights", FORMAT_VERSION);
+        artifact.set_json("architecture", &self.architecture);
+        self.write_tensors(&mut artifact, "");
+        artifact
+    }
+
+    /// Reads the artifact back, bit for bit.
+    ///
+    /// # Errors
+    /// Another kind of file, an impossible architecture, a parameter that is absent or of
+    /// another shape.
+    pub fn from_artifact(artifact: &Artifact) -> Result<Self, WeightsError> {
+        artifact.expect("weights", FORMAT_VERSION)?;
+        let stored: Architecture = artifact.json("architecture")?;
+        let architecture = Architecture::new(stored.model, stored.vocabulary)?;
+        Self::read_tensors(&architecture, artifact, "")
+    }
+
+    /// The parameters in what a run resumes from (a file of kind `training_state`).
+    ///
+    /// # Errors
+    /// As [`Weights::from_artifact`].
+    pub fn from_training_state(artifact: &Artifact) -> Result<Self, WeightsError> {
+        artifact.expect("training_state", FORMAT_VERSION)?;
+        let stored: Architecture = artifact.json("architecture")?;
+        let architecture = Architecture::new(stored.model, stored.vocabulary)?;
+        Self::read_tensors(&architecture, artifact, "weights/")
+    }
+
+    /// Adds one array per parameter, named `prefix` + the parameter's name.
+    pub(crate) fn write_tensors(&self, artifact: &mut Artifact, prefix: &str) {
+        for spec in self.layout.specs() {
+            let tensor = Tensor::F32 {
+                shape: spec.shape.clone(),
+                values: self.flat[spec.offset..spec.offset + spec.len()].to_vec(),
+            };
+            artifact.tensors.insert(format!("{prefix}{}", spec.name), tensor);
+        }
+    }
+
+    /// Reads what [`Weights::write_tensors`] wrote.
+    pub(crate) fn read_tensors(
+        architecture: &Architecture,
+        artifact: &Artifact,
+        prefix: &str,
+    ) -> Result<Self, WeightsError> {
+        let layout = Layout::new(architecture);
+        let mut flat = vec![0.0; layout.flat_len()];
+        for spec in layout.specs() {
+            let values = artifact.f32s(&format!("{prefix}{}", spec.name), &spec.shape)?;
+            flat[spec.offset..spec.offset + spec.len()].copy_from_slice(values);
+        }
+        Ok(Self {
+            architecture: *architecture,
+            layout,
+            flat,
+        })
+    }
+}
+
+enum Initial {
+    Constant(f32),
+    Normal(f64),
+}
+
+fn initial_scale(spec: &ParameterSpec, layers: u32) -> Initial {
+    if spec.name.ends_with("_embedding") || spec.name == "output.weight" {
+        return Initial::Normal(0.02);
+    }
+    if spec.shape.len() == 1 {
+        let is_gain = spec.name.ends_with("norm.weight");
+        return Initial::Constant(if is_gain { 1.0 } else { 0.0 });
+    }
+    let deviation = 1.0 / (3.0 * spec.shape[1] as f64).sqrt();
+    let writes_to_residual =
+        spec.name.ends_with("attention.output.weight") || spec.name.ends_with("mlp.down.weight");
+    if writes_to_residual {
+        return Initial::Normal(deviation / (2.0 * f64::from(layers)).sqrt());
+    }
+    Initial::Normal(deviation)
+}
+
+/// What is wrong with weights.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum WeightsError {
+    /// A flat buffer of another length.
+    #[error("{got} values for a model whose parameters take {expected}")]
+    Length {
+        /// Values of the layout.
+        expected: usize,
+        /// Values given.
+        got: usize,
+    },
+    /// An impossible architecture.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The file.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn architecture(tied_output: bool) -> Architecture {
+        let model = ModelSettings {
+            layers: 2,
+            heads: 2,
+            width: 8,
+            context: 5,
+            tied_output,
+            dropout: 0.0,
+        };
+        Architecture::new(model, 11).unwrap()
+    }
+
+    #[test]
+    fn ref_the_parameter_count_is_that_of_the_formula() {
+        // Embeddings (V + C) W; per layer 12 W² + 13 W; final norm 2 W; untied output V W.
+        let expected = (11 + 5) * 8 + 2 * (12 * 64 + 13 * 8) + 16;
+        assert_eq!(architecture(true).parameter_count(), expected);
+        assert_eq!(architecture(false).parameter_count(), expected + 88);
+    }
+
+    #[test]
+    fn weights_come_back_bit_identical() {
+        let weights = Weights::random(&architecture(false), 3);
+        let bytes = weights.to_artifact().to_bytes().unwrap();
+        let back = Weights::from_artifact(&Artifact::from_bytes(&bytes).unwrap()).unwrap();
+        assert_eq!(back, weights);
+    }
+
+    #[test]
+    fn the_fingerprint_sees_one_changed_bit_and_the_seed() {
+        let weights = Weights::random(&architecture(true), 3);
+        let mut flat = weights.flat().to_vec();
+        flat[17] = f32::from_bits(flat[17].to_bits() ^ 1);
+        let changed = Weights::from_flat(&architecture(true), flat).unwrap();
+        assert_ne!(changed.fingerprint(), weights.fingerprint());
+        assert_ne!(
+            Weights::random(&architecture(true), 4).fingerprint(),
+            weights.fingerprint()
+        );
+        assert_eq!(Weights::random(&architecture(true), 3), weights);
+    }
+
+    #[test]
+    fn parameters_start_at_aligned_places_and_do_not_overlap() {
+        let layout = Layout::new(&architecture(false));
+        for pair in layout.specs().windows(2) {
+            assert!(pair[0].offset + pair[0].len() <= pair[1].offset);
+            assert!(pair[1].offset.is_multiple_of(ALIGNMENT));
+        }
+    }
+
+    #[test]
+    fn a_missing_parameter_is_named() {
+        let mut artifact = Weights::random(&architecture(true), 3).to_artifact();
+        artifact.tensors.remove("layers.1.mlp.up.bias");
+        let message = Weights::from_artifact(&artifact).unwrap_err().to_string();
+        assert!(message.contains("layers.1.mlp.up.bias"), "{message}");
+    }
+}

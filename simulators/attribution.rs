@@ -1,0 +1,252 @@
+//! What the gradient-based attribution methods share: their settings, their axes, their errors.
+
+use simfluence_core::{Scores, ScoresError};
+use std::collections::BTreeMap;
+
+/// Settings of a method that compares gradients.
+///
+/// ```
+/// use simfluence_simulators::attribution::GradientParams;
+/// let params = GradientParams::new(1e-3).threads(2).memory(1 << 28);
+/// assert!(params.check().is_ok());
+/// assert!(GradientParams::new(0.0).check().is_err());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GradientParams {
+    /// `η_ref`: mean learning rate of the reference run; positive.
+    pub reference_learning_rate: f64,
+    /// Examples per backward pass, default 32, at least 1.
+    pub batch_size: usize,
+    /// Bytes for the gradients held at once, default 1 GiB.
+    pub memory: usize,
+    /// LibTorch threads, default 1, at least 1.
+    pub threads: u32,
+}
+
+impl GradientParams {
+    /// Defaults, at this reference learning rate.
+    pub fn new(reference_learning_rate: f64) -> Self {
+        Self {
+            reference_learning_rate,
+            batch_size: 32,
+            memory: 1 << 30,
+            threads: 1,
+        }
+    }
+
+    /// Sets the number of examples per backward pass.
+    #[must_use]
+    pub fn batch_size(mut self, batch_size: usize) -> Self {
+        self.batch_size = batch_size;
+        self
+    }
+
+    /// Sets the bytes for the gradients held at once.
+    #[must_use]
+    pub fn memory(mut self, memory: usize) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Sets the number of LibTorch threads.
+    #[must_use]
+    pub fn threads(mut self, threads: u32) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// A reference learning rate that is not positive and finite, a count of 0.
+    pub fn check(self) -> Result<Self, AttributionError> {
+        let rate = self.reference_learning_rate;
+        if !(rate.is_finite() && rate > 0.0) {
+            return Err(AttributionError::Scores(ScoresError::LearningRate { got: rate }));
+        }
+        for (setting, got) in [("batch_size", self.batch_size), ("threads", self.threads as usize)]
+        {
+            if got == 0 {
+                return Err(AttributionError::Zero { setting });
+            }
+        }
+        Ok(self)
+    }
+
+    #[cfg(feature = "torch")]
+    pub(crate) fn settings(&self) -> simfluence_models::GradientSettings {
+        simfluence_models::GradientSettings {
+            batch_size: self.batch_size,
+            memory: self.memory,
+            threads: self.threads,
+        }
+    }
+}
+
+/// Keys of the training examples (axis 0) and of the test examples (axis 1) of scores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Axes {
+    /// Keys of the training examples by id.
+    pub train_keys: Vec<String>,
+    /// Keys of the test examples by id.
+    pub test_keys: Vec<String>,
+}
+
+impl Axes {
+    /// Scores of a method, checked.
+    pub(crate) fn scores(
+        &self,
+        method: &str,
+        reference_learning_rate: f64,
+        has_natural_unit: bool,
+        values: Vec<f32>,
+    ) -> Result<Scores, AttributionError> {
+        let scores = Scores {
+            method: method.to_owned(),
+            train_keys: self.train_keys.clone(),
+            test_keys: self.test_keys.clone(),
+            reference_learning_rate,
+            has_natural_unit,
+            values,
+            provenance: BTreeMap::new(),
+        };
+        scores.check()?;
+        Ok(scores)
+    }
+
+    /// Fails unless there are as many examples as keys.
+    #[cfg(feature = "torch")]
+    pub(crate) fn check(&self, train: usize, test: usize) -> Result<(), AttributionError> {
+        for (axis, expected, got) in [
+            ("training", self.train_keys.len(), train),
+            ("test", self.test_keys.len(), test),
+        ] {
+            if expected != got {
+                return Err(AttributionError::Keys { axis, expected, got });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why scores cannot be computed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum AttributionError {
+    /// A count of 0.
+    #[error("{setting} is 0; it must be at least 1")]
+    Zero {
+        /// Name of the setting.
+        setting: &'static str,
+    },
+    /// Another number of examples than keys.
+    #[error("{got} {axis} examples, but keys for {expected}")]
+    Keys {
+        /// `training` or `test`.
+        axis: &'static str,
+        /// Number of keys.
+        expected: usize,
+        /// Number of examples.
+        got: usize,
+    },
+    /// No checkpoint of the reference run.
+    #[error("TracIn-CP needs at least one checkpoint of the reference run; record with training.checkpoint_every")]
+    NoCheckpoint,
+    /// Learning rates at the checkpoints that cannot weigh them.
+    #[error("the learning rate at checkpoint {checkpoint} is {got}; it must be finite and not negative, and one must be above 0")]
+    CheckpointRate {
+        /// Position of the checkpoint.
+        checkpoint: usize,
+        /// Its learning rate.
+        got: f64,
+    },
+    /// The scores themselves: a NaN or an infinity, with its place.
+    #[error(transparent)]
+    Scores(#[from] ScoresError),
+    /// The gradients.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Gradients(#[from] simfluence_models::GradientError),
+}
+
+#[cfg(all(test, feature = "torch"))]
+pub(crate) mod test_support {
+    use super::Axes;
+    use simfluence_core::{BoxError, Curriculum, Optimizer, Step};
+    use simfluence_models::{
+        Architecture, Device, Evaluation, EvaluationSet, ModelSettings, StepRecord,
+        TokenizedExample, TrainingObserver, TrainingSettings, TrainingState, Weights, fine_tune,
+    };
+
+    /// A small model.
+    pub fn weights(seed: u64) -> Weights {
+        let model = ModelSettings {
+            layers: 2,
+            heads: 2,
+            width: 16,
+            context: 16,
+            ..ModelSettings::default()
+        };
+        Weights::random(&Architecture::new(model, 11).expect("valid settings"), seed)
+    }
+
+    /// Examples that the model can read.
+    pub fn examples(count: u32, seed: u32) -> Vec<TokenizedExample> {
+        let example = |i: u32| {
+            let length = 5 + (i * 3 + seed) % 7;
+            TokenizedExample {
+                tokens: (0..length).map(|p| (i * 7 + p * p * 3 + seed) % 11).collect(),
+                answer_start: (length - 1 - i % 2) as usize,
+            }
+        };
+        (0..count).map(example).collect()
+    }
+
+    /// Keys for so many training and test examples.
+    pub fn axes(train: usize, test: usize) -> Axes {
+        let keys = |count| (0..count).map(|k: usize| k.to_string()).collect();
+        Axes {
+            train_keys: keys(train),
+            test_keys: keys(test),
+        }
+    }
+
+    /// Test losses before and after one really made step of SGD on one example.
+    pub fn losses_after_one_step(
+        weights: &Weights,
+        train: &[TokenizedExample],
+        test: &[TokenizedExample],
+        example: u32,
+        rate: f32,
+    ) -> (Vec<f32>, Vec<f32>) {
+        struct Losses(Vec<Vec<f32>>);
+        impl TrainingObserver for Losses {
+            fn initial(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
+                self.0.push(evaluation.losses.clone());
+                Ok(())
+            }
+            fn step(&mut self, r: &StepRecord<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
+                self.0.push(r.evaluation.ok_or("evaluated at every step")?.losses.clone());
+                Ok(())
+            }
+        }
+        let settings = TrainingSettings {
+            optimizer: Optimizer::Sgd {
+                momentum: 0.0,
+                dampening: 0.0,
+                nesterov: false,
+                weight_decay: 0.0,
+            },
+            ..TrainingSettings::default()
+        };
+        let step = Step::new(vec![example], Some(rate));
+        let curriculum = Curriculum::new(vec![step], train.len()).expect("a valid curriculum");
+        let set = EvaluationSet::new(test.to_vec(), 64);
+        let mut losses = Losses(Vec::new());
+        fine_tune(
+            weights, train, &set, &curriculum, &settings, 0, Device::Cpu, &mut losses, None,
+        )
+        .expect("training works");
+        let after = losses.0.pop().expect("losses after the step");
+        (losses.0.pop().expect("losses before"), after)
+    }
+}

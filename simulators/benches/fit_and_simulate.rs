@@ -1,0 +1,82 @@
+//! Fit and simulation of Simfluence-Linear at the sizes that the project compares with its peers
+//! (`benches/peers`), from recorded runs to a simulator and from a curriculum to a trajectory.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use simfluence_core::{
+    Curriculum, Fit, NoProgress, Run, RunInfo, RunStatus, Simulator, Step, Trajectory,
+};
+use simfluence_simulators::simfluence::{Lambda, Penalty, PenaltySearch, SimfluenceParams};
+use std::hint::black_box;
+
+/// `runs` runs of `steps` steps: losses that fall towards a floor, at the pace of the batch.
+fn runs(n: usize, m: usize, runs: usize, steps: usize, batch: usize) -> Vec<Run> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let pace: Vec<f32> = (0..n * m).map(|_| rng.random_range(0.0..0.1)).collect();
+    (0..runs)
+        .map(|r| {
+            let mut losses: Vec<f32> = (0..m).map(|_| rng.random_range(2.0..5.0)).collect();
+            let mut curriculum = Vec::with_capacity(steps);
+            for t in 0..steps {
+                let members: Vec<u32> = (0..batch).map(|_| rng.random_range(0..n as u32)).collect();
+                for j in 0..m {
+                    let push: f32 = members.iter().map(|&i| pace[i as usize * m + j]).sum();
+                    let last = losses[t * m + j];
+                    let noise = rng.random_range(-0.03..0.03);
+                    losses.push(last - push / batch as f32 * (last - 0.3) + noise);
+                }
+                curriculum.push(Step::new(members, None));
+            }
+            Run {
+                id: format!("run-{r:03}"),
+                info: RunInfo::new(RunStatus::Complete),
+                curriculum: Curriculum::new(curriculum, n).expect("ids are in range"),
+                trajectory: Trajectory::new((0..=steps as u32).collect(), m, losses)
+                    .expect("a loss per step and test example"),
+                batch_losses: vec![None; steps],
+            }
+        })
+        .collect()
+}
+
+fn fit(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("fit");
+    group.sample_size(10);
+    let fixed = Lambda::Fixed(Penalty { a: 1.0, b: 1.0 });
+    for (n, m, count, steps, batch) in [(200, 100, 22, 96, 4), (2000, 200, 160, 100, 8)] {
+        let recorded = runs(n, m, count, steps, batch);
+        let recorded: Vec<&Run> = recorded.iter().collect();
+        let params = SimfluenceParams::new().lambda(fixed.clone()).check().expect("valid");
+        let rows = count * steps;
+        group.bench_function(format!("linear_n{n}_m{m}_rows{rows}_batch{batch}"), |b| {
+            b.iter(|| params.fit(black_box(&recorded), n, &NoProgress).expect("a fit"));
+        });
+        if n == 200 {
+            let lambda = Lambda::LeaveRunOut(PenaltySearch::default());
+            let params = SimfluenceParams::new().lambda(lambda).check().expect("valid");
+            group.bench_function(format!("leave_run_out_n{n}_m{m}_rows{rows}_batch{batch}"), |b| {
+                b.iter(|| params.fit(black_box(&recorded), n, &NoProgress).expect("a fit"));
+            });
+        }
+    }
+    group.finish();
+}
+
+fn simulate(criterion: &mut Criterion) {
+    let (n, m, steps, batch) = (2000, 1000, 1000, 8);
+    let recorded = runs(n, m, 1, steps, batch);
+    let params = SimfluenceParams::new()
+        .lambda(Lambda::Fixed(Penalty { a: 1.0, b: 1.0 }))
+        .check()
+        .expect("valid");
+    let simulator = params.fit(&[&recorded[0]], n, &NoProgress).expect("a fit");
+    let initial = recorded[0].trajectory.initial().expect("complete");
+    let name = format!("simulate/linear_n{n}_m{m}_steps{steps}_batch{batch}");
+    criterion.bench_function(&name, |b| {
+        b.iter(|| simulator.simulate(black_box(&recorded[0].curriculum), initial).expect("fits"));
+    });
+}
+
+criterion_group!(benches, fit, simulate);
+criterion_main!(benches);

@@ -1,0 +1,26 @@
+//! Settings of GradDot.
+
+use crate::attribution::{AttributionError, GradientParams};
+
+/// The method with checked settings.
+///
+/// ```
+/// use simfluence_simulators::{attribution::GradientParams, graddot::GradDot};
+/// assert!(GradDot::new(GradientParams::new(1e-3)).is_ok());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GradDot {
+    pub(super) params: GradientParams,
+}
+
+impl GradDot {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// See [`GradientParams::check`].
+    pub fn new(params: GradientParams) -> Result<Self, AttributionError> {
+        Ok(Self {
+            params: params.check()?,
+        })
+    }
+}

@@ -1,0 +1,13 @@
+//! The simulators and attribution methods, one folder each.
+
+pub mod additive;
+pub mod attribution;
+pub mod baselines;
+pub mod gradcos;
+pub mod graddot;
+pub mod simfluence;
+pub mod tracin;
+
+mod load;
+
+pub use load::{LoadError, load};

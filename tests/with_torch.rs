@@ -1,0 +1,291 @@
+//! The main job with real training: record, replay, resume, attribute, compare, verify.
+#![cfg(feature = "torch")]
+
+mod common;
+
+use common::{fail, simfluence, succeed};
+use serde_json::Value;
+use std::path::Path;
+
+/// A task that trains in seconds.
+const TASK: &str = r#"
+name = "tiny"
+[data]
+source = "numbers"
+train_per_dataset = 12
+test = 6
+corpus_lines = 200
+[model]
+layers = 1
+heads = 2
+width = 16
+context = 144
+[pretraining]
+steps = 5
+batch_size = 2
+[training]
+optimizer = { name = "adamw" }
+learning_rate = 1e-3
+steps = 12
+batch_size = 3
+checkpoint_every = 4
+[design]
+runs = 3
+held_out = 2
+held_out_ordinary = 1
+segments = [2, 3]
+[design.suite]
+kinds = ["dropped", "blocked"]
+blocked_orders = 1
+"#;
+
+fn task() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("task.toml"), TASK).unwrap();
+    folder
+}
+
+fn json(folder: &Path, args: &[&str]) -> Value {
+    serde_json::from_str(&succeed(folder, args)).unwrap()
+}
+
+/// The losses of a run, bit for bit, through the program's own reader.
+fn losses(folder: &Path, run_set: &str, run: &str) -> Vec<u32> {
+    let set = simfluence::recorder::RunSet::open(&folder.join(run_set)).unwrap();
+    let run = set.read_run(run).unwrap();
+    assert_eq!(run.trajectory.steps().len(), 13);
+    run.trajectory
+        .values()
+        .iter()
+        .map(|l| l.to_bits())
+        .collect()
+}
+
+#[test]
+fn runs_are_the_same_bits_whatever_the_jobs_and_compare_and_verify_work() {
+    let folder = task();
+    let path = folder.path();
+    succeed(
+        path,
+        &["record", "task.toml", "--out", "one", "--jobs", "1"],
+    );
+    succeed(
+        path,
+        &["record", "task.toml", "--out", "two", "--jobs", "2"],
+    );
+    let report = json(path, &["check", "one", "--format", "json"]);
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 3 + 2 + 1 + 5);
+    for run in runs {
+        assert_eq!(run["status"], "complete");
+        let id = run["id"].as_str().unwrap();
+        assert_eq!(losses(path, "one", id), losses(path, "two", id), "{id}");
+    }
+
+    let comparison = json(
+        path,
+        &["compare", "one", "--format", "json", "--resamples", "100"],
+    );
+    let methods: Vec<&str> = comparison["blocks"][0]["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["method"].as_str().unwrap())
+        .collect();
+    for method in [
+        "no-learning",
+        "mean-run",
+        "simfluence-linear",
+        "graddot",
+        "gradcos",
+        "tracin-cp",
+    ] {
+        assert!(
+            methods.contains(&method),
+            "{method} is not among {methods:?}"
+        );
+    }
+    let suite = comparison["blocks"].as_array().unwrap().iter();
+    assert!(suite.clone().any(|b| b["name"] == "dropped"));
+    assert!(
+        suite
+            .clone()
+            .any(|b| b["name"] == "held-out diversified + dropped + blocked")
+    );
+
+    // An edit that changes nothing, really retrained: the recorded run, bit for bit.
+    let args = [
+        "whatif",
+        "one",
+        "--run",
+        "ordinary-000",
+        "--learning-rate",
+        "1",
+        "--verify",
+    ];
+    let answer = json(path, &[&args[..], &["--format", "json"]].concat());
+    for row in answer["test_examples"].as_array().unwrap() {
+        assert_eq!(row["true_change"], 0.0, "{row}");
+    }
+    // The suite's own edit, retrained: the recorded edit, bit for bit.
+    let args = [
+        "whatif",
+        "one",
+        "--run",
+        "train-000",
+        "--drop",
+        "length-words",
+        "--verify",
+    ];
+    let answer = json(path, &[&args[..], &["--format", "json"]].concat());
+    assert!(answer["test_examples"][0]["true_then"].is_number());
+}
+
+#[test]
+fn an_interrupted_recording_goes_on_bit_for_bit() {
+    let folder = task();
+    let path = folder.path();
+    succeed(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "whole",
+            "--runs",
+            "train-000,train-001",
+        ],
+    );
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_simfluence"))
+        .args([
+            "record",
+            "task.toml",
+            "--out",
+            "cut",
+            "--runs",
+            "train-000,train-001",
+        ])
+        .current_dir(path)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // Killed as soon as the first checkpoint to go on from is there.
+    let first = path.join("cut/runs/train-000/checkpoints/step-000004.safetensors");
+    while !first.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    succeed(path, &["check", "cut"]);
+    let output = simfluence(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "cut",
+            "--runs",
+            "train-000,train-001",
+        ],
+    );
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for run in ["train-000", "train-001"] {
+        assert_eq!(
+            losses(path, "whole", run),
+            losses(path, "cut", run),
+            "{run}"
+        );
+    }
+}
+
+#[test]
+fn a_run_set_is_not_mixed_with_another_design() {
+    let folder = task();
+    let path = folder.path();
+    succeed(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "runs",
+            "--runs",
+            "train-000,held-out-000",
+        ],
+    );
+    let other = TASK.replace("steps = 12", "steps = 13");
+    std::fs::write(path.join("other.toml"), other).unwrap();
+    let message = fail(path, &["record", "other.toml", "--out", "runs"]);
+    assert!(message.contains("another folder"), "{message}");
+    let message = fail(
+        path,
+        &[
+            "attribute",
+            "runs",
+            "--method",
+            "graddot",
+            "--reference-run",
+            "x",
+        ],
+    );
+    assert!(message.contains("training runs"), "{message}");
+}
+
+#[test]
+fn scores_say_their_axes_and_sign_and_become_a_simulator() {
+    let folder = task();
+    let path = folder.path();
+    succeed(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "runs",
+            "--runs",
+            "train-*,held-out-000",
+        ],
+    );
+    let args = [
+        "attribute",
+        "runs",
+        "--method",
+        "tracin-cp",
+        "--out",
+        "scores.safetensors",
+    ];
+    succeed(
+        path,
+        &[&args[..], &["--simulator", "tracin.safetensors"]].concat(),
+    );
+    let bytes = std::fs::read(path.join("scores.safetensors")).unwrap();
+    let artifact = simfluence::core::Artifact::from_bytes(&bytes).unwrap();
+    assert_eq!(artifact.text("axes").unwrap(), "train, test");
+    assert!(artifact.text("sign").unwrap().contains("lowers"));
+    let args = [
+        "simulate",
+        "tracin.safetensors",
+        "--run-set",
+        "runs",
+        "--run",
+        "held-out-000",
+    ];
+    assert_eq!(succeed(path, &args).lines().count(), 1 + 13 * 6);
+}
+
+#[test]
+fn a_task_file_with_a_mistake_names_it() {
+    let folder = task();
+    let path = folder.path();
+    std::fs::write(
+        path.join("task.toml"),
+        TASK.replace("width = 16", "width = 15"),
+    )
+    .unwrap();
+    let message = fail(path, &["record", "task.toml", "--out", "runs"]);
+    assert!(message.contains("15"), "{message}");
+}
