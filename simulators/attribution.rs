@@ -62,10 +62,14 @@ impl GradientParams {
     pub fn check(self) -> Result<Self, AttributionError> {
         let rate = self.reference_learning_rate;
         if !(rate.is_finite() && rate > 0.0) {
-            return Err(AttributionError::Scores(ScoresError::LearningRate { got: rate }));
+            return Err(AttributionError::Scores(ScoresError::LearningRate {
+                got: rate,
+            }));
         }
-        for (setting, got) in [("batch_size", self.batch_size), ("threads", self.threads as usize)]
-        {
+        for (setting, got) in [
+            ("batch_size", self.batch_size),
+            ("threads", self.threads as usize),
+        ] {
             if got == 0 {
                 return Err(AttributionError::Zero { setting });
             }
@@ -122,7 +126,11 @@ impl Axes {
             ("test", self.test_keys.len(), test),
         ] {
             if expected != got {
-                return Err(AttributionError::Keys { axis, expected, got });
+                return Err(AttributionError::Keys {
+                    axis,
+                    expected,
+                    got,
+                });
             }
         }
         Ok(())
@@ -149,10 +157,14 @@ pub enum AttributionError {
         got: usize,
     },
     /// No checkpoint of the reference run.
-    #[error("TracIn-CP needs at least one checkpoint of the reference run; record with training.checkpoint_every")]
+    #[error(
+        "TracIn-CP needs at least one checkpoint of the reference run; record with training.checkpoint_every"
+    )]
     NoCheckpoint,
     /// Learning rates at the checkpoints that cannot weigh them.
-    #[error("the learning rate at checkpoint {checkpoint} is {got}; it must be finite and not negative, and one must be above 0")]
+    #[error(
+        "the learning rate at checkpoint {checkpoint} is {got}; it must be finite and not negative, and one must be above 0"
+    )]
     CheckpointRate {
         /// Position of the checkpoint.
         checkpoint: usize,
@@ -194,7 +206,9 @@ pub(crate) mod test_support {
         let example = |i: u32| {
             let length = 5 + (i * 3 + seed) % 7;
             TokenizedExample {
-                tokens: (0..length).map(|p| (i * 7 + p * p * 3 + seed) % 11).collect(),
+                tokens: (0..length)
+                    .map(|p| (i * 7 + p * p * 3 + seed) % 11)
+                    .collect(),
                 answer_start: (length - 1 - i % 2) as usize,
             }
         };
@@ -225,7 +239,12 @@ pub(crate) mod test_support {
                 Ok(())
             }
             fn step(&mut self, r: &StepRecord<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
-                self.0.push(r.evaluation.ok_or("evaluated at every step")?.losses.clone());
+                self.0.push(
+                    r.evaluation
+                        .ok_or("evaluated at every step")?
+                        .losses
+                        .clone(),
+                );
                 Ok(())
             }
         }
@@ -243,7 +262,15 @@ pub(crate) mod test_support {
         let set = EvaluationSet::new(test.to_vec(), 64);
         let mut losses = Losses(Vec::new());
         fine_tune(
-            weights, train, &set, &curriculum, &settings, 0, Device::Cpu, &mut losses, None,
+            weights,
+            train,
+            &set,
+            &curriculum,
+            &settings,
+            0,
+            Device::Cpu,
+            &mut losses,
+            None,
         )
         .expect("training works");
         let after = losses.0.pop().expect("losses after the step");

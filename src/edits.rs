@@ -127,10 +127,9 @@ fn by_dataset(names: &str, train: &Examples) -> Result<Order> {
         })?;
         rank[index] = position as u32;
     }
-    let mut next = datasets.len() as u32;
-    for entry in rank.iter_mut().filter(|entry| **entry == u32::MAX) {
+    let unnamed = rank.iter_mut().filter(|entry| **entry == u32::MAX);
+    for (entry, next) in unnamed.zip(datasets.len() as u32..) {
         *entry = next;
-        next += 1;
     }
     Ok(Order::Ranked(dataset_of.iter().map(|&d| rank[d]).collect()))
 }

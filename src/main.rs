@@ -6,6 +6,8 @@ mod cli;
 mod compare;
 mod cost;
 mod edits;
+#[cfg(feature = "torch")]
+mod environment;
 mod fit;
 mod import;
 mod plan;
@@ -22,6 +24,8 @@ use cli::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "torch")]
+    environment::let_threads_sleep();
     let cli = Cli::parse();
     let progress = progress::TerminalProgress::default();
     let result = match &cli.command {

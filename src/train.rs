@@ -241,13 +241,17 @@ pub fn scores(
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let params = GradientParams::new(rate).threads(threads);
     let checkpoints = checkpoints(open, reference)?;
-    let (_, last) = checkpoints.last().context("the reference run has checkpoints")?;
+    let (_, last) = checkpoints
+        .last()
+        .context("the reference run has checkpoints")?;
     let at_the_end = || weights_in(last);
     let mut scores = match method {
-        AttributionMethod::Graddot => GradDot::new(params)?
-            .scores(&at_the_end()?, &train, &test, &axes, device, progress)?,
-        AttributionMethod::Gradcos => GradCos::new(params)?
-            .scores(&at_the_end()?, &train, &test, &axes, device, progress)?,
+        AttributionMethod::Graddot => {
+            GradDot::new(params)?.scores(&at_the_end()?, &train, &test, &axes, device, progress)?
+        }
+        AttributionMethod::Gradcos => {
+            GradCos::new(params)?.scores(&at_the_end()?, &train, &test, &axes, device, progress)?
+        }
         AttributionMethod::TracinCp => {
             let weighted = checkpoints
                 .iter()

@@ -47,17 +47,34 @@ fn fit(criterion: &mut Criterion) {
     for (n, m, count, steps, batch) in [(200, 100, 22, 96, 4), (2000, 200, 160, 100, 8)] {
         let recorded = runs(n, m, count, steps, batch);
         let recorded: Vec<&Run> = recorded.iter().collect();
-        let params = SimfluenceParams::new().lambda(fixed.clone()).check().expect("valid");
+        let params = SimfluenceParams::new()
+            .lambda(fixed.clone())
+            .check()
+            .expect("valid");
         let rows = count * steps;
         group.bench_function(format!("linear_n{n}_m{m}_rows{rows}_batch{batch}"), |b| {
-            b.iter(|| params.fit(black_box(&recorded), n, &NoProgress).expect("a fit"));
+            b.iter(|| {
+                params
+                    .fit(black_box(&recorded), n, &NoProgress)
+                    .expect("a fit")
+            });
         });
         if n == 200 {
             let lambda = Lambda::LeaveRunOut(PenaltySearch::default());
-            let params = SimfluenceParams::new().lambda(lambda).check().expect("valid");
-            group.bench_function(format!("leave_run_out_n{n}_m{m}_rows{rows}_batch{batch}"), |b| {
-                b.iter(|| params.fit(black_box(&recorded), n, &NoProgress).expect("a fit"));
-            });
+            let params = SimfluenceParams::new()
+                .lambda(lambda)
+                .check()
+                .expect("valid");
+            group.bench_function(
+                format!("leave_run_out_n{n}_m{m}_rows{rows}_batch{batch}"),
+                |b| {
+                    b.iter(|| {
+                        params
+                            .fit(black_box(&recorded), n, &NoProgress)
+                            .expect("a fit")
+                    });
+                },
+            );
         }
     }
     group.finish();
@@ -74,7 +91,11 @@ fn simulate(criterion: &mut Criterion) {
     let initial = recorded[0].trajectory.initial().expect("complete");
     let name = format!("simulate/linear_n{n}_m{m}_steps{steps}_batch{batch}");
     criterion.bench_function(&name, |b| {
-        b.iter(|| simulator.simulate(black_box(&recorded[0].curriculum), initial).expect("fits"));
+        b.iter(|| {
+            simulator
+                .simulate(black_box(&recorded[0].curriculum), initial)
+                .expect("fits")
+        });
     });
 }
 

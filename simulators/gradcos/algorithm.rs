@@ -20,7 +20,11 @@ impl GradCos {
         let cosine = |(k, &product): (usize, &f32)| {
             let norms = f64::from(train_norms[k / test_norms.len()])
                 * f64::from(test_norms[k % test_norms.len()]);
-            if norms == 0.0 { 0.0 } else { (f64::from(product) / norms) as f32 }
+            if norms == 0.0 {
+                0.0
+            } else {
+                (f64::from(product) / norms) as f32
+            }
         };
         let values =
             if products.len() == train_norms.len() * test_norms.len() && !products.is_empty() {
@@ -28,7 +32,12 @@ impl GradCos {
             } else {
                 Vec::new()
             };
-        axes.scores("gradcos", self.params.reference_learning_rate, false, values)
+        axes.scores(
+            "gradcos",
+            self.params.reference_learning_rate,
+            false,
+            values,
+        )
     }
 }
 
@@ -45,10 +54,15 @@ mod tests {
             test_keys: vec!["x".into(), "y".into()],
         };
         let products = [4.0, -2.0, 0.0, 0.0];
-        let scores =
-            method.scores_from_products(&products, &[2.0, 0.0], &[2.0, 4.0], &axes).unwrap();
+        let scores = method
+            .scores_from_products(&products, &[2.0, 0.0], &[2.0, 4.0], &axes)
+            .unwrap();
         assert_eq!(scores.values, [1.0, -0.25, 0.0, 0.0]);
         assert!(!scores.has_natural_unit);
-        assert!(method.scores_from_products(&products, &[2.0], &[2.0, 4.0], &axes).is_err());
+        assert!(
+            method
+                .scores_from_products(&products, &[2.0], &[2.0, 4.0], &axes)
+                .is_err()
+        );
     }
 }

@@ -31,7 +31,9 @@ impl GradCos {
             &found.test_norms,
             axes,
         )?;
-        scores.provenance.insert("weights".into(), json!(weights.fingerprint()));
+        scores
+            .provenance
+            .insert("weights".into(), json!(weights.fingerprint()));
         Ok(scores)
     }
 }
@@ -48,7 +50,14 @@ mod tests {
         let both = examples(6, 0);
         let method = GradCos::new(GradientParams::new(1.0)).unwrap();
         let scores = method
-            .scores(&weights(3), &both, &both, &axes(6, 6), Device::Cpu, &NoProgress)
+            .scores(
+                &weights(3),
+                &both,
+                &both,
+                &axes(6, 6),
+                Device::Cpu,
+                &NoProgress,
+            )
             .unwrap();
         for i in 0..6 {
             assert!((scores.values[i * 6 + i] - 1.0).abs() < 1e-5);

@@ -35,6 +35,10 @@ mod tests {
         let scores = method.scores_from_products(&[4.0, -2.0], &axes).unwrap();
         assert_eq!(scores.values, [2.0, -1.0]);
         assert!(scores.has_natural_unit);
-        assert!(method.scores_from_products(&[4.0, f32::NAN], &axes).is_err());
+        assert!(
+            method
+                .scores_from_products(&[4.0, f32::NAN], &axes)
+                .is_err()
+        );
     }
 }

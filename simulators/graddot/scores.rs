@@ -26,7 +26,9 @@ impl GradDot {
         let settings = self.params.settings();
         let gradients = gradient_products(weights, train, test, &settings, device, progress)?;
         let mut scores = self.scores_from_products(&gradients.products, axes)?;
-        scores.provenance.insert("weights".into(), json!(weights.fingerprint()));
+        scores
+            .provenance
+            .insert("weights".into(), json!(weights.fingerprint()));
         Ok(scores)
     }
 }
@@ -44,7 +46,14 @@ mod tests {
         let rate = 2e-5_f32;
         let method = GradDot::new(GradientParams::new(f64::from(rate))).unwrap();
         let scores = method
-            .scores(&weights, &train, &test, &axes(4, 5), Device::Cpu, &NoProgress)
+            .scores(
+                &weights,
+                &train,
+                &test,
+                &axes(4, 5),
+                Device::Cpu,
+                &NoProgress,
+            )
             .unwrap();
         let largest = scores.values.iter().fold(0.0_f32, |a, v| a.max(v.abs()));
         for i in 0..4 {
@@ -52,7 +61,10 @@ mod tests {
             for j in 0..5 {
                 let score = scores.values[i * 5 + j];
                 let decrease = before[j] - after[j];
-                assert!((score - decrease).abs() < 0.03 * largest, "{i} {j}: {score} {decrease}");
+                assert!(
+                    (score - decrease).abs() < 0.03 * largest,
+                    "{i} {j}: {score} {decrease}"
+                );
             }
         }
     }
@@ -62,7 +74,14 @@ mod tests {
         let method = GradDot::new(GradientParams::new(1.0)).unwrap();
         let (train, test) = (examples(2, 0), examples(2, 1));
         let error = method
-            .scores(&weights(3), &train, &test, &axes(2, 3), Device::Cpu, &NoProgress)
+            .scores(
+                &weights(3),
+                &train,
+                &test,
+                &axes(2, 3),
+                Device::Cpu,
+                &NoProgress,
+            )
             .unwrap_err();
         assert_eq!(error.to_string(), "2 test examples, but keys for 3");
     }

@@ -335,7 +335,9 @@ pub enum SimfluenceError {
         left_out: Vec<LeftOut>,
     },
     /// Runs over different test examples.
-    #[error("run {run} has {got} test examples, run {first} has {expected}; all runs of a fit must be over the same ones")]
+    #[error(
+        "run {run} has {got} test examples, run {first} has {expected}; all runs of a fit must be over the same ones"
+    )]
     TestCount {
         /// Id of the run.
         run: String,
@@ -437,7 +439,10 @@ mod tests {
             .collect()
     }
 
-    fn fit_to(params: SimfluenceParams, runs: &[Run]) -> Result<SimfluenceSimulator, SimfluenceError> {
+    fn fit_to(
+        params: SimfluenceParams,
+        runs: &[Run],
+    ) -> Result<SimfluenceSimulator, SimfluenceError> {
         let runs: Vec<&Run> = runs.iter().collect();
         params.check()?.fit(&runs, N, &NoProgress)
     }
@@ -469,20 +474,32 @@ mod tests {
             let read = Artifact::from_bytes(&bytes).unwrap();
             let back = SimfluenceSimulator::from_artifact(&read).unwrap();
             assert_eq!(back, simulator);
-            assert_eq!(back.to_artifact(&keys("z", N), &keys("q", M)).unwrap().to_bytes().unwrap(), bytes);
+            assert_eq!(
+                back.to_artifact(&keys("z", N), &keys("q", M))
+                    .unwrap()
+                    .to_bytes()
+                    .unwrap(),
+                bytes
+            );
         }
     }
 
     #[test]
     fn a_file_with_a_nan_or_of_another_method_is_refused() {
-        let simulator = fit_to(SimfluenceParams::new().lambda(FIXED), &runs(2, 10, 0.05, 2)).unwrap();
+        let simulator =
+            fit_to(SimfluenceParams::new().lambda(FIXED), &runs(2, 10, 0.05, 2)).unwrap();
         let good = simulator.to_artifact(&keys("z", N), &keys("q", M)).unwrap();
         let mut broken = good.clone();
         if let Some(Tensor::F64 { values, .. }) = broken.tensors.get_mut("B") {
             values[M + 2] = f64::NAN;
         }
-        let message = SimfluenceSimulator::from_artifact(&broken).unwrap_err().to_string();
-        assert!(message.contains("\"z1\"") && message.contains("\"q2\""), "{message}");
+        let message = SimfluenceSimulator::from_artifact(&broken)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("\"z1\"") && message.contains("\"q2\""),
+            "{message}"
+        );
         let mut other = good;
         other.metadata.insert("simulator".into(), "additive".into());
         let error = SimfluenceSimulator::from_artifact(&other).unwrap_err();
@@ -491,8 +508,11 @@ mod tests {
 
     #[test]
     fn a_wrong_number_of_keys_is_refused() {
-        let simulator = fit_to(SimfluenceParams::new().lambda(FIXED), &runs(2, 10, 0.05, 2)).unwrap();
-        let error = simulator.to_artifact(&keys("z", N - 1), &keys("q", M)).unwrap_err();
+        let simulator =
+            fit_to(SimfluenceParams::new().lambda(FIXED), &runs(2, 10, 0.05, 2)).unwrap();
+        let error = simulator
+            .to_artifact(&keys("z", N - 1), &keys("q", M))
+            .unwrap_err();
         assert_eq!(
             error,
             SimfluenceError::KeyCount {
@@ -526,8 +546,13 @@ mod tests {
     fn no_usable_run_is_an_error_that_names_them() {
         let mut wild = runs(1, 5, 0.0, 0);
         wild[0].info.status = RunStatus::Diverged;
-        let message = fit_to(SimfluenceParams::new(), &wild).unwrap_err().to_string();
-        assert!(message.contains("run-000") && message.contains("diverged"), "{message}");
+        let message = fit_to(SimfluenceParams::new(), &wild)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("run-000") && message.contains("diverged"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -541,7 +566,11 @@ mod tests {
         let choice = simulator.report().choice.as_ref().unwrap();
         assert_eq!(choice.table.len(), 18);
         assert_eq!(simulator.report().penalty, choice.best);
-        let best = choice.table.iter().find(|row| row.penalty == choice.best).unwrap();
+        let best = choice
+            .table
+            .iter()
+            .find(|row| row.penalty == choice.best)
+            .unwrap();
         assert!(choice.table.iter().all(|row| row.mse >= best.mse));
     }
 
@@ -553,7 +582,11 @@ mod tests {
             let exact = fit_to(params.clone(), &training).unwrap();
             for solver in [Solver::Cg, Solver::Lbfgs] {
                 let other = fit_to(params.clone().solver(solver), &training).unwrap();
-                let tables = exact.parameters.a_table().into_iter().zip(other.parameters.a_table());
+                let tables = exact
+                    .parameters
+                    .a_table()
+                    .into_iter()
+                    .zip(other.parameters.a_table());
                 assert!(tables.map(|(e, o)| (e - o).abs()).fold(0.0, f64::max) <= 1e-8);
             }
         }
@@ -565,7 +598,10 @@ mod tests {
         let refs: Vec<&Run> = training.iter().collect();
         let params = SimfluenceParams::new().lambda(FIXED).check().unwrap();
         let message = params.fit(&refs, 3, &NoProgress).unwrap_err().to_string();
-        assert!(message.contains("run-000") && message.contains("step"), "{message}");
+        assert!(
+            message.contains("run-000") && message.contains("step"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -578,6 +614,13 @@ mod tests {
         assert!(simulator.report().identifiability.sentence().is_some());
         let unseen = Curriculum::new(vec![Step::new(vec![N as u32], None)], N + 1).unwrap();
         let initial = [2.0, 3.0, 4.0, 5.0, 6.0];
-        assert_eq!(simulator.simulate(&unseen, &initial).unwrap().at_step(1).unwrap(), initial);
+        assert_eq!(
+            simulator
+                .simulate(&unseen, &initial)
+                .unwrap()
+                .at_step(1)
+                .unwrap(),
+            initial
+        );
     }
 }

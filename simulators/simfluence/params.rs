@@ -213,6 +213,9 @@ mod tests {
             .solver(Solver::Cg)
             .lambda(Lambda::Fixed(Penalty { a: 0.1, b: 1e-3 }));
         let text = serde_json::to_string(&params).unwrap();
-        assert_eq!(serde_json::from_str::<SimfluenceParams>(&text).unwrap(), params);
+        assert_eq!(
+            serde_json::from_str::<SimfluenceParams>(&text).unwrap(),
+            params
+        );
     }
 }

@@ -77,7 +77,9 @@ pub(super) fn sequence(run: &Run, train_count: usize) -> Result<Sequence, FitErr
     let m = trajectory.test_count();
     let measured = (!trajectory.is_complete()).then(|| {
         let positions = 0..trajectory.values().len();
-        positions.map(|p| trajectory.get(p / m, p % m).is_some()).collect()
+        positions
+            .map(|p| trajectory.get(p / m, p % m).is_some())
+            .collect()
     });
     Ok(Sequence {
         exposures: Exposures::from_curriculum(&run.curriculum, train_count)?,
@@ -195,11 +197,20 @@ mod tests {
         let wild = run("wild", &[1, 2], vec![3.0, f32::NAN, 1.0]);
         let short = run("short", &[1], vec![3.0]);
         let (kept, left_out) = select(&[&wild, &good, &short], true);
-        assert_eq!(kept.iter().map(|r| r.id.as_str()).collect::<Vec<_>>(), ["good"]);
-        let reasons: Vec<_> = left_out.iter().map(|l| (l.run.as_str(), l.reason)).collect();
+        assert_eq!(
+            kept.iter().map(|r| r.id.as_str()).collect::<Vec<_>>(),
+            ["good"]
+        );
+        let reasons: Vec<_> = left_out
+            .iter()
+            .map(|l| (l.run.as_str(), l.reason))
+            .collect();
         assert_eq!(
             reasons,
-            [("wild", LeftOutReason::Diverged), ("short", LeftOutReason::TooShort)]
+            [
+                ("wild", LeftOutReason::Diverged),
+                ("short", LeftOutReason::TooShort)
+            ]
         );
         assert!(left_out[0].to_string().contains("run wild"));
     }

@@ -89,7 +89,9 @@ mod tests {
     #[test]
     fn checkpoints_weigh_as_their_learning_rates() {
         let checkpoints = [(vec![4.0, -2.0], 0.1), (vec![8.0, 2.0], 0.3)];
-        let scores = method().scores_from_products(&checkpoints, &axes()).unwrap();
+        let scores = method()
+            .scores_from_products(&checkpoints, &axes())
+            .unwrap();
         // 0.5 (0.1·4 + 0.3·8) / 0.4 and 0.5 (−0.1·2 + 0.3·2) / 0.4.
         assert!((scores.values[0] - 3.5).abs() < 1e-6);
         assert!((scores.values[1] - 0.5).abs() < 1e-6);
@@ -101,7 +103,10 @@ mod tests {
         assert_eq!(none, Err(AttributionError::NoCheckpoint));
         for rate in [0.0, -1.0, f64::NAN] {
             let error = method().scores_from_products(&[(vec![1.0, 1.0], rate)], &axes());
-            assert!(matches!(error, Err(AttributionError::CheckpointRate { .. })));
+            assert!(matches!(
+                error,
+                Err(AttributionError::CheckpointRate { .. })
+            ));
         }
     }
 }

@@ -54,7 +54,14 @@ mod tests {
         let at = |seed| {
             GradDot::new(params)
                 .unwrap()
-                .scores(&weights(seed), &train, &test, &axes, Device::Cpu, &NoProgress)
+                .scores(
+                    &weights(seed),
+                    &train,
+                    &test,
+                    &axes,
+                    Device::Cpu,
+                    &NoProgress,
+                )
                 .unwrap()
                 .values
         };
@@ -67,6 +74,9 @@ mod tests {
             let expected = 0.25 * a + 0.75 * b;
             assert!((got - expected).abs() < 1e-5 * (1.0 + expected.abs()));
         }
-        assert_eq!(scores.provenance["checkpoints"].as_array().unwrap().len(), 2);
+        assert_eq!(
+            scores.provenance["checkpoints"].as_array().unwrap().len(),
+            2
+        );
     }
 }

@@ -16,11 +16,18 @@ fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
-        ["fit", data, lambda, tolerance, repeats] => {
-            time_fit(&read(data)?, lambda.parse()?, tolerance.parse()?, repeats.parse()?)?
-        }
+        ["fit", data, lambda, tolerance, repeats] => time_fit(
+            &read(data)?,
+            lambda.parse()?,
+            tolerance.parse()?,
+            repeats.parse()?,
+        )?,
         ["simulate", data, repeats] => time_simulation(&read(data)?, repeats.parse()?)?,
-        _ => return Err("usage: peer fit DATA LAMBDA TOLERANCE REPEATS | peer simulate DATA REPEATS".into()),
+        _ => {
+            return Err(
+                "usage: peer fit DATA LAMBDA TOLERANCE REPEATS | peer simulate DATA REPEATS".into(),
+            );
+        }
     };
     println!("{result}");
     Ok(())
@@ -31,7 +38,9 @@ fn read(path: &str) -> Result<Artifact, Failure> {
 }
 
 fn tensor<'a>(data: &'a Artifact, name: &str) -> Result<&'a Tensor, Failure> {
-    data.tensors.get(name).ok_or_else(|| format!("no array {name}").into())
+    data.tensors
+        .get(name)
+        .ok_or_else(|| format!("no array {name}").into())
 }
 
 /// `batches [runs × steps × batch]` of training ids.
@@ -41,13 +50,21 @@ fn curricula(data: &Artifact, train_count: usize) -> Result<Vec<Curriculum>, Fai
     };
     let mut curricula = Vec::new();
     for run in values.chunks(shape[1] * shape[2]) {
-        let steps = run.chunks(shape[2]).map(|b| Step::new(b.to_vec(), None)).collect();
+        let steps = run
+            .chunks(shape[2])
+            .map(|b| Step::new(b.to_vec(), None))
+            .collect();
         curricula.push(Curriculum::new(steps, train_count)?);
     }
     Ok(curricula)
 }
 
-fn time_fit(data: &Artifact, lambda: f64, tolerance: f64, repeats: usize) -> Result<Value, Failure> {
+fn time_fit(
+    data: &Artifact,
+    lambda: f64,
+    tolerance: f64,
+    repeats: usize,
+) -> Result<Value, Failure> {
     let train_count = tensor(data, "train_count")?;
     let Tensor::U32 { values, .. } = train_count else {
         return Err("train_count must be u32".into());
@@ -58,7 +75,10 @@ fn time_fit(data: &Artifact, lambda: f64, tolerance: f64, repeats: usize) -> Res
     };
     let (evaluations, m) = (shape[1], shape[2]);
     let mut sequences = Vec::new();
-    for (curriculum, losses) in curricula(data, n)?.iter().zip(values.chunks(evaluations * m)) {
+    for (curriculum, losses) in curricula(data, n)?
+        .iter()
+        .zip(values.chunks(evaluations * m))
+    {
         sequences.push(Sequence {
             exposures: Exposures::from_curriculum(curriculum, n)?,
             steps: (0..evaluations as u32).collect(),
@@ -67,7 +87,10 @@ fn time_fit(data: &Artifact, lambda: f64, tolerance: f64, repeats: usize) -> Res
         });
     }
     let problem = Problem::new(n, m, sequences)?;
-    let mut settings = FitSettings::new(Penalty { a: lambda, b: lambda });
+    let mut settings = FitSettings::new(Penalty {
+        a: lambda,
+        b: lambda,
+    });
     settings.tolerance = tolerance;
     let all = problem.all_sequences();
     let mut seconds = Vec::new();

@@ -108,23 +108,30 @@ pub(crate) fn conjugate_gradients<const K: usize>(
     target: &Target,
     test: usize,
 ) -> Result<Solved<1>, FitError> {
-    repeat(block, rows, target, test, Solver::Cg, |quadratic, tolerance| {
-        let solver = ConjugateGradient::new(quadratic.right.clone());
-        let zero = Vector::zeros(quadratic.right.len());
-        // The cost that this solver reports is the squared norm of its residual.
-        let mut state = Executor::new(quadratic, solver)
-            .configure(|state| {
-                state
-                    .param(zero)
-                    .max_iters(target.max_iterations)
-                    .target_cost(tolerance * tolerance)
-            })
-            .ctrlc(false)
-            .run()?
-            .state;
-        let iterations = state.get_iter();
-        Ok((state.take_best_param(), iterations))
-    })
+    repeat(
+        block,
+        rows,
+        target,
+        test,
+        Solver::Cg,
+        |quadratic, tolerance| {
+            let solver = ConjugateGradient::new(quadratic.right.clone());
+            let zero = Vector::zeros(quadratic.right.len());
+            // The cost that this solver reports is the squared norm of its residual.
+            let mut state = Executor::new(quadratic, solver)
+                .configure(|state| {
+                    state
+                        .param(zero)
+                        .max_iters(target.max_iterations)
+                        .target_cost(tolerance * tolerance)
+                })
+                .ctrlc(false)
+                .run()?
+                .state;
+            let iterations = state.get_iter();
+            Ok((state.take_best_param(), iterations))
+        },
+    )
 }
 
 /// Solves by argmin's L-BFGS.
@@ -134,19 +141,26 @@ pub(crate) fn lbfgs<const K: usize>(
     target: &Target,
     test: usize,
 ) -> Result<Solved<1>, FitError> {
-    repeat(block, rows, target, test, Solver::Lbfgs, |quadratic, tolerance| {
-        let solver = LBFGS::new(MoreThuenteLineSearch::new(), MEMORY)
-            .with_tolerance_grad(tolerance.max(RESOLVED))?
-            .with_tolerance_cost(0.0)?;
-        let zero = Vector::zeros(quadratic.right.len());
-        let mut state = Executor::new(quadratic, solver)
-            .configure(|state| state.param(zero).max_iters(target.max_iterations))
-            .ctrlc(false)
-            .run()?
-            .state;
-        let iterations = state.get_iter();
-        Ok((state.take_best_param(), iterations))
-    })
+    repeat(
+        block,
+        rows,
+        target,
+        test,
+        Solver::Lbfgs,
+        |quadratic, tolerance| {
+            let solver = LBFGS::new(MoreThuenteLineSearch::new(), MEMORY)
+                .with_tolerance_grad(tolerance.max(RESOLVED))?
+                .with_tolerance_cost(0.0)?;
+            let zero = Vector::zeros(quadratic.right.len());
+            let mut state = Executor::new(quadratic, solver)
+                .configure(|state| state.param(zero).max_iters(target.max_iterations))
+                .ctrlc(false)
+                .run()?
+                .state;
+            let iterations = state.get_iter();
+            Ok((state.take_best_param(), iterations))
+        },
+    )
 }
 
 fn repeat<const K: usize>(
@@ -179,18 +193,24 @@ fn repeat<const K: usize>(
             normal: &normal,
             right: &unit,
         };
-        let (step, used) = solve(quadratic, target.tolerance * scale / reached)
-            .map_err(|error| FitError::Solver {
-                test,
-                solver: solver.name(),
-                problem: error.to_string(),
+        let (step, used) =
+            solve(quadratic, target.tolerance * scale / reached).map_err(|error| {
+                FitError::Solver {
+                    test,
+                    solver: solver.name(),
+                    problem: error.to_string(),
+                }
             })?;
         iterations += used;
         let Some(step) = step else { break };
         u += step * reached;
         rest = &right - normal.times(&u);
     }
-    let residual = if scale == 0.0 { 0.0 } else { rest.norm() / scale };
+    let residual = if scale == 0.0 {
+        0.0
+    } else {
+        rest.norm() / scale
+    };
     // Not `>`: a NaN is unsolved as well.
     let solved = residual <= (10.0 * target.tolerance).max(1e-10);
     if !solved {

@@ -4,7 +4,9 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum FitError {
     /// A training id out of range or an exposure that is not finite.
-    #[error("step {step}: training id {id} with exposure {exposure}; ids must be below {train_count} and exposures finite")]
+    #[error(
+        "step {step}: training id {id} with exposure {exposure}; ids must be below {train_count} and exposures finite"
+    )]
     Exposure {
         /// Step, counted from 1.
         step: usize,
@@ -28,7 +30,9 @@ pub enum FitError {
         got: usize,
     },
     /// Evaluated steps that do not increase or lie outside `0..=T`.
-    #[error("sequence {sequence}: evaluated step {got} after {before:?}; evaluated steps must increase and lie in 0..={steps}")]
+    #[error(
+        "sequence {sequence}: evaluated step {got} after {before:?}; evaluated steps must increase and lie in 0..={steps}"
+    )]
     EvaluatedSteps {
         /// Index of the sequence.
         sequence: usize,
@@ -40,7 +44,9 @@ pub enum FitError {
         steps: usize,
     },
     /// A measured loss that is NaN or infinite.
-    #[error("sequence {sequence}, step {step}, test example {test}: the loss is {got}; leave runs that diverged out of the fit")]
+    #[error(
+        "sequence {sequence}, step {step}, test example {test}: the loss is {got}; leave runs that diverged out of the fit"
+    )]
     LossNotFinite {
         /// Index of the sequence.
         sequence: usize,
@@ -52,7 +58,9 @@ pub enum FitError {
         got: f64,
     },
     /// No row to fit on.
-    #[error("no two consecutive steps were both measured in any of the {sequences} runs (smallest distance between evaluations: {smallest_gap} steps), and the fit needs L_(t-1) and L_t; record with eval_every = 1")]
+    #[error(
+        "no two consecutive steps were both measured in any of the {sequences} runs (smallest distance between evaluations: {smallest_gap} steps), and the fit needs L_(t-1) and L_t; record with eval_every = 1"
+    )]
     NoConsecutivePair {
         /// Number of runs looked at.
         sequences: usize,
@@ -60,7 +68,9 @@ pub enum FitError {
         smallest_gap: u32,
     },
     /// No run that can be simulated from its true `L_0`.
-    #[error("none of the {sequences} runs has the losses of all test examples before the first step (L_0) and a later evaluation, which simulated comparison with the real run needs")]
+    #[error(
+        "none of the {sequences} runs has the losses of all test examples before the first step (L_0) and a later evaluation, which simulated comparison with the real run needs"
+    )]
     NoRollout {
         /// Number of runs looked at.
         sequences: usize,
@@ -76,13 +86,17 @@ pub enum FitError {
         must: &'static str,
     },
     /// A solver that cannot minimise this objective.
-    #[error("the rollout objective is not quadratic, so the solver {solver} cannot minimise it; use lbfgs")]
+    #[error(
+        "the rollout objective is not quadratic, so the solver {solver} cannot minimise it; use lbfgs"
+    )]
     NotQuadratic {
         /// Name of the solver.
         solver: &'static str,
     },
     /// A solver that did not reach its tolerance.
-    #[error("test example {test}: {solver} stopped after {iterations} iterations at a relative residual of {residual:e} (wanted {tolerance:e}); raise the penalty or the number of iterations")]
+    #[error(
+        "test example {test}: {solver} stopped after {iterations} iterations at a relative residual of {residual:e} (wanted {tolerance:e}); raise the penalty or the number of iterations"
+    )]
     NotConverged {
         /// The test example.
         test: usize,
@@ -96,7 +110,9 @@ pub enum FitError {
         tolerance: f64,
     },
     /// Normal equations without a unique solution.
-    #[error("test example {test}: the recorded steps do not identify the parameters (the normal equations are singular at λ_A = {lambda_a}, λ_B = {lambda_b}); raise the penalty")]
+    #[error(
+        "test example {test}: the recorded steps do not identify the parameters (the normal equations are singular at λ_A = {lambda_a}, λ_B = {lambda_b}); raise the penalty"
+    )]
     NotIdentified {
         /// The test example.
         test: usize,
@@ -116,19 +132,25 @@ pub enum FitError {
         problem: String,
     },
     /// A rollout that grows without bound where the optimisation has to start.
-    #[error("test example {test}: simulated losses overflow with the teacher-forced parameters, so the rollout objective has no place to start from; raise the penalty")]
+    #[error(
+        "test example {test}: simulated losses overflow with the teacher-forced parameters, so the rollout objective has no place to start from; raise the penalty"
+    )]
     RolloutOverflow {
         /// The test example.
         test: usize,
     },
     /// Too few groups of runs for leave-run-out validation.
-    #[error("leave-run-out validation needs at least 2 groups of runs with different curricula, got {groups}; record more runs or give the penalties")]
+    #[error(
+        "leave-run-out validation needs at least 2 groups of runs with different curricula, got {groups}; record more runs or give the penalties"
+    )]
     TooFewGroups {
         /// Groups found.
         groups: usize,
     },
     /// Every candidate penalty gives rollouts that overflow.
-    #[error("with every one of the {candidates} candidate penalties some simulated left-out run overflows; add larger penalties to the grid")]
+    #[error(
+        "with every one of the {candidates} candidate penalties some simulated left-out run overflows; add larger penalties to the grid"
+    )]
     NoFinitePenalty {
         /// Number of candidates.
         candidates: usize,

@@ -59,34 +59,19 @@ pub(crate) fn solve<const K: usize, const N: usize>(
         target,
         start,
     });
-    let mut dense_used = false;
+    let mut replaced = false;
     for lane in 0..N {
-        // Not `>`: a NaN is unsolved as well.
+        // A NaN is unsolved as well.
         let solved = state.residual[lane] <= (10.0 * target.tolerance).max(ROUNDING);
-        if solved {
-            continue;
+        if !solved {
+            let solution = solve_dense(block, rows, target, &state, lane, first + lane)?;
+            for (p, value) in state.parameters.iter_mut().zip(solution) {
+                p[lane] = value;
+            }
+            replaced = true;
         }
-        let test = first + lane;
-        if block.right_side.len() > DENSE_LIMIT {
-            return Err(FitError::NotConverged {
-                test,
-                solver: "exact",
-                iterations: state.iterations[lane],
-                residual: state.residual[lane],
-                tolerance: target.tolerance,
-            });
-        }
-        let solution = dense::solve(block, rows, penalty, lane).ok_or(FitError::NotIdentified {
-            test,
-            lambda_a: target.penalty.a,
-            lambda_b: target.penalty.b,
-        })?;
-        for (p, value) in state.parameters.iter_mut().zip(solution) {
-            p[lane] = value;
-        }
-        dense_used = true;
     }
-    if dense_used {
+    if replaced {
         state.objective = dispatch(Objective {
             block,
             rows,
@@ -98,6 +83,32 @@ pub(crate) fn solve<const K: usize, const N: usize>(
         parameters: state.parameters,
         iterations: state.iterations,
         objective: state.objective,
+    })
+}
+
+/// The solution of a lane that the gradients did not solve.
+fn solve_dense<const K: usize, const N: usize>(
+    block: &Block<K, N>,
+    rows: &Rows,
+    target: &Target,
+    state: &Reached<N>,
+    lane: usize,
+    test: usize,
+) -> Result<Vec<f64>, FitError> {
+    if block.right_side.len() > DENSE_LIMIT {
+        return Err(FitError::NotConverged {
+            test,
+            solver: "exact",
+            iterations: state.iterations[lane],
+            residual: state.residual[lane],
+            tolerance: target.tolerance,
+        });
+    }
+    let penalty = target.penalty.of(target.form.variant);
+    dense::solve(block, rows, penalty, lane).ok_or(FitError::NotIdentified {
+        test,
+        lambda_a: target.penalty.a,
+        lambda_b: target.penalty.b,
     })
 }
 
@@ -132,7 +143,7 @@ struct Refinement<'a, const K: usize, const N: usize> {
 struct Reached<const N: usize> {
     parameters: Vec<[f64; N]>,
     iterations: [u64; N],
-    /// True residual over the right side, in the norm of the preconditioner.
+    /// True residual over the right side, both in the norm of the preconditioner.
     residual: [f64; N],
     objective: [f64; N],
 }
@@ -145,9 +156,10 @@ impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
         let size = self.block.right_side.len();
         let inverse = invert_blocks::<K, N>(&self.block.diagonal, &self.penalty);
         let scale = norm::<K, N, M>(&inverse, &self.block.right_side);
-        let mut single: Option<Gradients<'_, f32, K, N>> = None;
-        let mut double: Option<Gradients<'_, f64, K, N>> = None;
-        let mut x = self.start.map_or_else(|| vec![[0.0; N]; size], <[_]>::to_vec);
+        let mut engine = Engine::single(self.block, self.rows, self.penalty, &inverse);
+        let mut x = self
+            .start
+            .map_or_else(|| vec![[0.0; N]; size], <[_]>::to_vec);
         let mut r = self.block.right_side.clone();
         let mut iterations = [0; N];
         if self.start.is_some() {
@@ -155,40 +167,23 @@ impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
         }
         let mut norms = norm::<K, N, M>(&inverse, &r);
         for _ in 0..CORRECTIONS {
-            let residual: [f64; N] = std::array::from_fn(|l| relative(norms[l], scale[l]));
-            let wanted: [bool; N] =
-                std::array::from_fn(|l| residual[l] > self.target.tolerance * SLACK);
-            if !wanted.contains(&true) {
+            let goal = self.goal(&norms, &scale);
+            if goal.units == [0.0; N] {
                 break;
             }
-            let goals: [f64; N] =
-                std::array::from_fn(|l| (self.target.tolerance / residual[l]).min(1.0));
-            let units: [f64; N] =
-                std::array::from_fn(|l| if wanted[l] { norms[l].sqrt() } else { 0.0 });
-            let used = if double.is_none() {
-                single
-                    .get_or_insert_with(|| {
-                        Gradients::new(self.block.normal_single(self.rows, self.penalty), &inverse)
-                    })
-                    .correct::<M>(&mut x, &r, &units, &goals, self.target.max_iterations)
-            } else {
-                double
-                    .get_or_insert_with(|| {
-                        Gradients::new(self.block.normal(self.rows, self.penalty), &inverse)
-                    })
-                    .correct::<M>(&mut x, &r, &units, &goals, self.target.max_iterations)
-            };
+            let used = engine.correct::<M>(&mut x, &r, &goal);
             iterations = std::array::from_fn(|l| iterations[l] + used[l]);
             self.true_residual::<M>(&x, &mut r);
-            let before = norms;
-            norms = norm::<K, N, M>(&inverse, &r);
-            let stalled = (0..N).any(|l| wanted[l] && norms[l] > STALLED * before[l]);
-            if stalled && double.is_none() {
-                double = Some(Gradients::new(self.block.normal(self.rows, self.penalty), &inverse));
+            let before = std::mem::replace(&mut norms, norm::<K, N, M>(&inverse, &r));
+            let stalled = |l: usize| goal.units[l] > 0.0 && norms[l] > STALLED * before[l];
+            if (0..N).any(stalled) {
+                engine = Engine::double(self.block, self.rows, self.penalty, &inverse);
             }
         }
         Reached {
-            objective: self.block.objective::<M>(&self.rows.exposures, &self.penalty, &x),
+            objective: self
+                .block
+                .objective::<M>(&self.rows.exposures, &self.penalty, &x),
             parameters: x,
             iterations,
             residual: std::array::from_fn(|l| relative(norms[l], scale[l])),
@@ -197,12 +192,72 @@ impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
 }
 
 impl<const K: usize, const N: usize> Refinement<'_, K, N> {
+    /// What the next correction has to do, from the squared norms of residual and right side.
+    #[inline(always)]
+    fn goal(&self, norms: &[f64; N], scale: &[f64; N]) -> Goal<N> {
+        let residual: [f64; N] = std::array::from_fn(|l| relative(norms[l], scale[l]));
+        let wanted = |l: usize| residual[l] > self.target.tolerance * SLACK;
+        Goal {
+            units: std::array::from_fn(|l| if wanted(l) { norms[l].sqrt() } else { 0.0 }),
+            reduction: residual.map(|r| (self.target.tolerance / r).clamp(RESOLVED, 1.0)),
+            max_iterations: self.target.max_iterations,
+        }
+    }
+
     /// `r ← Φᵀ y − (Φᵀ Φ + Λ) x`.
     #[inline(always)]
     fn true_residual<M: MulAdd>(&self, x: &[[f64; N]], r: &mut [[f64; N]]) {
         self.block.normal(self.rows, self.penalty).apply::<M>(x, r);
         for (r, b) in r.iter_mut().zip(&self.block.right_side) {
             *r = std::array::from_fn(|l| b[l] - r[l]);
+        }
+    }
+}
+
+/// What a correction has to do.
+struct Goal<const N: usize> {
+    /// Norms of the residuals; 0: leave the lane alone.
+    units: [f64; N],
+    /// To what share of them they are to be reduced.
+    reduction: [f64; N],
+    max_iterations: u64,
+}
+
+/// The precision that corrections are computed in.
+enum Engine<'a, const K: usize, const N: usize> {
+    Single(Gradients<'a, f32, K, N>),
+    Double(Gradients<'a, f64, K, N>),
+}
+
+impl<'a, const K: usize, const N: usize> Engine<'a, K, N> {
+    fn single(
+        block: &'a Block<K, N>,
+        rows: &'a Rows,
+        penalty: [f64; 2],
+        inverse: &[[f64; N]],
+    ) -> Self {
+        Self::Single(Gradients::new(block.normal_single(rows, penalty), inverse))
+    }
+
+    fn double(
+        block: &'a Block<K, N>,
+        rows: &'a Rows,
+        penalty: [f64; 2],
+        inverse: &[[f64; N]],
+    ) -> Self {
+        Self::Double(Gradients::new(block.normal(rows, penalty), inverse))
+    }
+
+    #[inline(always)]
+    fn correct<M: MulAdd>(
+        &mut self,
+        x: &mut [[f64; N]],
+        r: &[[f64; N]],
+        goal: &Goal<N>,
+    ) -> [u64; N] {
+        match self {
+            Self::Single(gradients) => gradients.correct::<M>(x, r, goal),
+            Self::Double(gradients) => gradients.correct::<M>(x, r, goal),
         }
     }
 }
@@ -232,30 +287,27 @@ impl<'a, T: Real, const K: usize, const N: usize> Gradients<'a, T, K, N> {
         }
     }
 
-    /// Adds to `x` the solution for the right side `r`, whose norms are `units` (0: leave the
-    /// lane alone), with residuals reduced to `goals` or as far as `T` resolves. A lane that is
-    /// there stands still, so that its result does not depend on its neighbours.
+    /// Adds to `x` the solution for the right side `r`. A lane that has reached its goal stands
+    /// still, so that its result does not depend on its neighbours.
     #[inline(always)]
     fn correct<M: MulAdd>(
         &mut self,
         x: &mut [[f64; N]],
         r: &[[f64; N]],
-        units: &[f64; N],
-        goals: &[f64; N],
-        max_iterations: u64,
+        goal: &Goal<N>,
     ) -> [u64; N] {
-        let per_unit: [f64; N] =
-            std::array::from_fn(|l| if units[l] > 0.0 { units[l].recip() } else { 0.0 });
+        let units = &goal.units;
+        let per_unit = units.map(|u| if u > 0.0 { u.recip() } else { 0.0 });
         for ((x, own), from) in self.x.iter_mut().zip(&mut self.r).zip(r) {
             *x = [T::ZERO; N];
             *own = std::array::from_fn(|l| T::of(from[l] * per_unit[l]));
         }
-        let goals: [f64; N] = std::array::from_fn(|l| goals[l].max(RESOLVED).powi(2));
+        let goals = goal.reduction.map(|r| r * r);
         let mut iterations = [0; N];
         let mut rz = self.advance::<M>(&[0.0; N]);
         self.p.copy_from_slice(&self.z);
         let mut active: [bool; N] = std::array::from_fn(|l| rz[l] > goals[l]);
-        for _ in 0..max_iterations {
+        for _ in 0..goal.max_iterations {
             if !active.contains(&true) {
                 break;
             }
@@ -373,35 +425,40 @@ fn norm<const K: usize, const N: usize, M: MulAdd>(
     rz
 }
 
-/// The inverses of the diagonal blocks of `Φᵀ Φ + Λ`; 0 where a block is singular, which keeps
-/// parameters that no data touch where they are.
+/// The inverses of the diagonal blocks of `Φᵀ Φ + Λ`.
 fn invert_blocks<const K: usize, const N: usize>(
     diagonal: &[[f64; N]],
     penalty: &[f64; 2],
 ) -> Vec<[f64; N]> {
     let mut inverse = diagonal.to_vec();
     for block in inverse.chunks_exact_mut(triangle(K)) {
-        for l in 0..N {
-            if K == 1 {
-                let value = block[0][l] + penalty[0];
-                block[0][l] = if value > 0.0 { value.recip() } else { 0.0 };
-                continue;
-            }
-            let (aa, ab, bb) = (block[0][l] + penalty[0], block[1][l], block[2][l] + penalty[1]);
-            let determinant = aa * bb - ab * ab;
-            // Relative to its terms the determinant of a singular block is rounding.
-            let regular = determinant > 1e-14 * aa * bb;
-            let factor = if regular { determinant.recip() } else { 0.0 };
-            block[0][l] = bb * factor;
-            block[1][l] = -ab * factor;
-            block[2][l] = aa * factor;
-            if !regular {
-                block[0][l] = if aa > 0.0 { aa.recip() } else { 0.0 };
-                block[2][l] = if bb > 0.0 { bb.recip() } else { 0.0 };
+        if let [aa] = block {
+            *aa = aa.map(|value| reciprocal(value + penalty[0]));
+        } else if let [aa, ab, bb] = block {
+            for ((aa, ab), bb) in aa.iter_mut().zip(ab).zip(bb) {
+                [*aa, *ab, *bb] = invert([*aa + penalty[0], *ab, *bb + penalty[1]]);
             }
         }
     }
     inverse
+}
+
+/// The inverse of a symmetric `2 × 2` matrix; of its diagonal where it is singular, because
+/// there any positive scale will do as a preconditioner.
+fn invert([aa, ab, bb]: [f64; 3]) -> [f64; 3] {
+    let determinant = aa * bb - ab * ab;
+    // Relative to its terms the determinant of a singular block is rounding.
+    if determinant > 1e-14 * aa * bb {
+        [bb / determinant, -ab / determinant, aa / determinant]
+    } else {
+        [reciprocal(aa), 0.0, reciprocal(bb)]
+    }
+}
+
+/// `1 / value`, and 0 where neither data nor penalty touch a parameter, which keeps it where it
+/// is.
+fn reciprocal(value: f64) -> f64 {
+    if value > 0.0 { value.recip() } else { 0.0 }
 }
 
 /// `√(reached / scale)`, 0 where there is nothing to reach.

@@ -39,10 +39,7 @@ impl Exposures {
     ///
     /// # Errors
     /// A training id out of range, with its step.
-    pub fn from_curriculum(
-        curriculum: &Curriculum,
-        train_count: usize,
-    ) -> Result<Self, FitError> {
+    pub fn from_curriculum(curriculum: &Curriculum, train_count: usize) -> Result<Self, FitError> {
         let mut exposures = Self::new(train_count);
         for step in curriculum.steps() {
             exposures.push(step.exposures())?;
@@ -112,7 +109,11 @@ impl Exposures {
 
     /// The entries of a row, with their values taken from `values` instead.
     #[inline(always)]
-    pub(crate) fn entries_with<'a, T>(&'a self, row: usize, values: &'a [T]) -> (&'a [u32], &'a [T]) {
+    pub(crate) fn entries_with<'a, T>(
+        &'a self,
+        row: usize,
+        values: &'a [T],
+    ) -> (&'a [u32], &'a [T]) {
         let range = self.starts[row]..self.starts[row + 1];
         (&self.ids[range.clone()], &values[range])
     }
@@ -167,7 +168,10 @@ mod tests {
         let mut exposures = Exposures::new(2);
         exposures.push([(0, 1.0)]).unwrap();
         let message = exposures.push([(2, 1.0)]).unwrap_err().to_string();
-        assert!(message.contains("step 2") && message.contains("id 2"), "{message}");
+        assert!(
+            message.contains("step 2") && message.contains("id 2"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -178,7 +182,10 @@ mod tests {
         exposures.push([(1, 1.0)]).unwrap();
         let selected = exposures.select([2, 0].into_iter());
         assert_eq!(selected.row(0).collect::<Vec<_>>(), vec![(1, 1.0)]);
-        assert_eq!(selected.row(1).collect::<Vec<_>>(), vec![(0, 0.5), (1, 0.5)]);
+        assert_eq!(
+            selected.row(1).collect::<Vec<_>>(),
+            vec![(0, 0.5), (1, 0.5)]
+        );
         assert_eq!(exposures.steps_seen(), vec![1, 2, 1]);
     }
 }

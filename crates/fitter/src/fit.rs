@@ -214,7 +214,12 @@ fn fit_block<const K: usize>(
         let block = Block::<K, LANES>::new(problem, rows, target.form, first);
         let mut solved = exact::solve(&block, rows, &target, None, first)?;
         let seen = |id, lane| block.has_seen(id, lane);
-        finish_block(settings.variant, settings.shrinkage, &mut solved.parameters, seen);
+        finish_block(
+            settings.variant,
+            settings.shrinkage,
+            &mut solved.parameters,
+            seen,
+        );
         return Ok(FittedBlock {
             parameters: solved.parameters,
             objective: solved.objective,
@@ -237,7 +242,12 @@ fn fit_block<const K: usize>(
             _ => argmin_solvers::lbfgs(&block, rows, &target, test)?,
         };
         let seen = |id, lane| block.has_seen(id, lane);
-        finish_block(settings.variant, settings.shrinkage, &mut single.parameters, seen);
+        finish_block(
+            settings.variant,
+            settings.shrinkage,
+            &mut single.parameters,
+            seen,
+        );
         for (all, one) in fitted.parameters.iter_mut().zip(&single.parameters) {
             all[lane] = one[0];
         }
@@ -264,7 +274,10 @@ mod tests {
 
     /// `(A, B)` of one test example by the dense normal equations of the explicit matrix.
     fn dense(problem: &Problem, test: usize, penalty: Penalty) -> Vec<f64> {
-        let (n, rows) = (problem.train_count(), Rows::new(problem, &problem.all_sequences()).unwrap());
+        let (n, rows) = (
+            problem.train_count(),
+            Rows::new(problem, &problem.all_sequences()).unwrap(),
+        );
         let mut phi = DMatrix::<f64>::zeros(rows.len(), 2 * n);
         let mut y = DVector::<f64>::zeros(rows.len());
         for (row, &(before, after)) in rows.evaluations.iter().enumerate() {
@@ -287,7 +300,8 @@ mod tests {
     fn parameters_of(fitted: &Fitted, test: usize) -> Vec<f64> {
         let n = fitted.parameters.train_count();
         let a = (0..n).map(|i| fitted.parameters.a(i, test));
-        a.chain((0..n).map(|i| fitted.parameters.b(i, test))).collect()
+        a.chain((0..n).map(|i| fitted.parameters.b(i, test)))
+            .collect()
     }
 
     fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
@@ -306,10 +320,28 @@ mod tests {
             };
             let fitted = fit_all(&problem, &FitSettings::new(penalty)).unwrap();
             for test in [0, 7, 8, 10] {
-                let error =
-                    relative_error(&parameters_of(&fitted, test), &dense(&problem, test, penalty));
-                assert!(error <= 1e-10, "scale {scale}, test example {test}: {error:e}");
+                let error = relative_error(
+                    &parameters_of(&fitted, test),
+                    &dense(&problem, test, penalty),
+                );
+                assert!(
+                    error <= 1e-10,
+                    "scale {scale}, test example {test}: {error:e}"
+                );
             }
+        }
+    }
+
+    #[test]
+    fn ref_a_nearly_singular_system_is_solved_as_the_dense_solver_does() {
+        // More parameters than rows and almost no penalty: single precision cannot follow.
+        let problem = noisy_problem(40, 2, 2, 30, 3, 11);
+        let penalty = Penalty { a: 1e-6, b: 1e-6 };
+        let fitted = fit_all(&problem, &FitSettings::new(penalty)).unwrap();
+        for test in 0..2 {
+            let expected = dense(&problem, test, penalty);
+            let error = relative_error(&parameters_of(&fitted, test), &expected);
+            assert!(error <= 1e-8, "{error:e}");
         }
     }
 
@@ -379,7 +411,9 @@ mod tests {
     fn an_example_never_seen_is_neutral_with_either_target() {
         let run = |exposures: Exposures| Sequence {
             steps: (0..=exposures.len() as u32).collect(),
-            losses: (0..=exposures.len()).map(|t| 3.0 - 0.3 * t as f64).collect(),
+            losses: (0..=exposures.len())
+                .map(|t| 3.0 - 0.3 * t as f64)
+                .collect(),
             exposures,
             measured: None,
         };
@@ -445,7 +479,10 @@ mod tests {
         let partial = Problem::new(5, 3, vec![rebuild(Some(measured), 30)]).unwrap();
         let short = Problem::new(5, 3, vec![rebuild(None, 20)]).unwrap();
         let got = fit_all(&partial, &settings).unwrap();
-        let (all, first) = (fit_all(&full, &settings).unwrap(), fit_all(&short, &settings).unwrap());
+        let (all, first) = (
+            fit_all(&full, &settings).unwrap(),
+            fit_all(&short, &settings).unwrap(),
+        );
         assert!(relative_error(&parameters_of(&got, 1), &parameters_of(&first, 1)) <= 1e-10);
         assert!(relative_error(&parameters_of(&got, 2), &parameters_of(&all, 2)) <= 1e-10);
     }
@@ -477,8 +514,12 @@ mod tests {
             let mut state = problem.loss(place.evaluation, test).unwrap();
             for t in 0..place.step_count {
                 let row = || problem.exposures.row(place.row + t);
-                let alpha: f64 = row().map(|(i, x)| x * fitted.parameters.a(i as usize, test)).sum();
-                let beta: f64 = row().map(|(i, x)| x * fitted.parameters.b(i as usize, test)).sum();
+                let alpha: f64 = row()
+                    .map(|(i, x)| x * fitted.parameters.a(i as usize, test))
+                    .sum();
+                let beta: f64 = row()
+                    .map(|(i, x)| x * fitted.parameters.b(i as usize, test))
+                    .sum();
                 state = alpha * state + beta;
                 sum += (state - problem.loss(place.evaluation + t + 1, test).unwrap()).powi(2);
             }
@@ -527,7 +568,10 @@ mod tests {
     fn the_number_of_threads_changes_nothing() {
         let problem = noisy_problem(25, 21, 4, 40, 3, 12);
         let with = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             pool.install(|| fit_all(&problem, &FitSettings::new(PENALTY)).unwrap())
         };
         let one = with(1);
@@ -539,7 +583,13 @@ mod tests {
     #[test]
     fn a_penalty_that_is_not_a_number_is_refused() {
         let problem = noisy_problem(3, 1, 1, 5, 1, 0);
-        let error = fit_all(&problem, &FitSettings::new(Penalty { a: f64::NAN, b: 1.0 }));
+        let error = fit_all(
+            &problem,
+            &FitSettings::new(Penalty {
+                a: f64::NAN,
+                b: 1.0,
+            }),
+        );
         assert!(matches!(error, Err(FitError::Setting { name: "λ_A", .. })));
     }
 

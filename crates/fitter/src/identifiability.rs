@@ -76,7 +76,12 @@ mod tests {
     #[test]
     fn never_and_rarely_seen_examples_are_listed() {
         let mut exposures = Exposures::new(4);
-        for batch in [vec![(0, 1.0)], vec![(0, 0.5), (1, 0.5)], vec![(0, 1.0)], vec![(2, 1.0)]] {
+        for batch in [
+            vec![(0, 1.0)],
+            vec![(0, 0.5), (1, 0.5)],
+            vec![(0, 1.0)],
+            vec![(2, 1.0)],
+        ] {
             exposures.push(batch).unwrap();
         }
         // The last step was not measured, so example 2 counts as never seen.
@@ -88,8 +93,14 @@ mod tests {
         };
         let problem = Problem::new(4, 1, vec![run]).unwrap();
         let found = Identifiability::new(&problem, &[0]).unwrap();
-        assert_eq!((found.never.clone(), found.rarely.clone()), (vec![2, 3], vec![1]));
+        assert_eq!(
+            (found.never.clone(), found.rarely.clone()),
+            (vec![2, 3], vec![1])
+        );
         let sentence = found.sentence().unwrap();
-        assert!(sentence.contains("2 of 4") && sentence.contains("1 of 4"), "{sentence}");
+        assert!(
+            sentence.contains("2 of 4") && sentence.contains("1 of 4"),
+            "{sentence}"
+        );
     }
 }

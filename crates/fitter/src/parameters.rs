@@ -65,7 +65,10 @@ impl Parameters {
             variant,
             train_count,
             test_count,
-            blocks: (0..test_count.div_ceil(LANES)).into_par_iter().map(|c| block(c * LANES)).collect(),
+            blocks: (0..test_count.div_ceil(LANES))
+                .into_par_iter()
+                .map(|c| block(c * LANES))
+                .collect(),
         }
     }
 
@@ -138,7 +141,11 @@ impl Parameters {
         values
             .par_chunks_mut(self.test_count.max(1))
             .enumerate()
-            .for_each(|(i, row)| row.iter_mut().enumerate().for_each(|(j, v)| *v = entry(i, j)));
+            .for_each(|(i, row)| {
+                row.iter_mut()
+                    .enumerate()
+                    .for_each(|(j, v)| *v = entry(i, j))
+            });
         values
     }
 
@@ -148,7 +155,11 @@ impl Parameters {
     /// # Panics
     /// `exposures` of other training examples or `initial` of another length; callers check.
     pub fn simulate(&self, exposures: &Exposures, initial: &[f32]) -> Vec<f32> {
-        assert_eq!(exposures.train_count(), self.train_count, "training examples");
+        assert_eq!(
+            exposures.train_count(),
+            self.train_count,
+            "training examples"
+        );
         assert_eq!(initial.len(), self.test_count, "initial losses");
         let columns: Vec<Vec<[f32; LANES]>> = (0..self.blocks.len())
             .into_par_iter()
@@ -215,7 +226,11 @@ pub(crate) fn finish_block<const N: usize>(
     for (i, terms) in deviations.chunks_exact_mut(variant.terms()).enumerate() {
         for (k, lanes) in terms.iter_mut().enumerate() {
             for (l, value) in lanes.iter_mut().enumerate() {
-                *value = if has_seen(i, l) { *value + centre[k] } else { neutral[k] };
+                *value = if has_seen(i, l) {
+                    *value + centre[k]
+                } else {
+                    neutral[k]
+                };
             }
         }
     }
@@ -304,7 +319,9 @@ mod tests {
         let mut exposures = Exposures::new(n);
         for t in 0..steps {
             let members = [t % n, (3 * t + 1) % n, (5 * t + 2) % n, t % n];
-            exposures.push(members.map(|i| (i as u32, 0.25))).expect("ids are in range");
+            exposures
+                .push(members.map(|i| (i as u32, 0.25)))
+                .expect("ids are in range");
         }
         exposures
     }
@@ -330,7 +347,11 @@ mod tests {
                     }
                     state = alpha * state + beta;
                     let error = (f64::from(got[(t + 1) * m + j]) - state).abs();
-                    assert!(error <= 1e-6 * state.abs(), "{variant:?} step {} test {j}", t + 1);
+                    assert!(
+                        error <= 1e-6 * state.abs(),
+                        "{variant:?} step {} test {j}",
+                        t + 1
+                    );
                 }
             }
         }
@@ -347,8 +368,14 @@ mod tests {
         };
         let (ones, zeros) = (vec![1.0; n * m], vec![0.0; n * m]);
         let pairs = [
-            (simulate(Variant::Additive, &[], &b), simulate(Variant::Linear, &ones, &b)),
-            (simulate(Variant::Multiplicative, &a, &[]), simulate(Variant::Linear, &a, &zeros)),
+            (
+                simulate(Variant::Additive, &[], &b),
+                simulate(Variant::Linear, &ones, &b),
+            ),
+            (
+                simulate(Variant::Multiplicative, &a, &[]),
+                simulate(Variant::Linear, &a, &zeros),
+            ),
         ];
         for (special, general) in pairs {
             let differences = special.iter().zip(&general).map(|(s, g)| (s - g).abs());

@@ -256,7 +256,11 @@ fn check(
         })
     };
     let count = sequence.steps.len() * test_count;
-    shape("training examples", train_count, sequence.exposures.train_count())?;
+    shape(
+        "training examples",
+        train_count,
+        sequence.exposures.train_count(),
+    )?;
     shape("losses", count, sequence.losses.len())?;
     if let Some(measured) = &sequence.measured {
         shape("measured flags", count, measured.len())?;
@@ -331,7 +335,10 @@ mod tests {
         partial.measured = Some(vec![true, true, true, false]);
         let problem = Problem::new(1, 2, vec![partial]).unwrap();
         assert_eq!(problem.loss(1, 1), None);
-        assert_eq!(problem.lanes::<4>(1, 0), ([2.5, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]));
+        assert_eq!(
+            problem.lanes::<4>(1, 0),
+            ([2.5, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0])
+        );
     }
 
     #[test]

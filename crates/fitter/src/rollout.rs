@@ -27,7 +27,7 @@ const STARTS: usize = 4;
 /// Those of the sequences that can be simulated from their true `L_0`.
 ///
 /// # Errors
-/// There is none.
+/// None of them can.
 pub(crate) fn sequences(problem: &Problem, sequences: &[usize]) -> Result<Vec<usize>, FitError> {
     let able: Vec<usize> = sequences
         .iter()
@@ -86,10 +86,15 @@ impl ClosedLoop<'_> {
         states: &'b [f64],
     ) -> impl Iterator<Item = (usize, f64)> + 'b {
         let place = &self.problem.places[sequence];
-        place.steps.iter().enumerate().skip(1).filter_map(move |(index, &step)| {
-            let loss = self.problem.loss(place.evaluation + index, self.test)?;
-            Some((step as usize, states[step as usize] - loss))
-        })
+        place
+            .steps
+            .iter()
+            .enumerate()
+            .skip(1)
+            .filter_map(move |(index, &step)| {
+                let loss = self.problem.loss(place.evaluation + index, self.test)?;
+                Some((step as usize, states[step as usize] - loss))
+            })
     }
 
     fn value(&self, deviation: &[[f64; 1]]) -> f64 {
@@ -102,7 +107,10 @@ impl ClosedLoop<'_> {
             .sum();
         for &sequence in self.sequences {
             let states = self.simulate(sequence, &parameters);
-            total += self.errors(sequence, &states).map(|(_, e)| e * e).sum::<f64>();
+            total += self
+                .errors(sequence, &states)
+                .map(|(_, e)| e * e)
+                .sum::<f64>();
         }
         if total < OVERFLOW { total } else { OVERFLOW }
     }
@@ -249,11 +257,13 @@ fn minimise<const K: usize>(
         if reached <= target.tolerance * start {
             break;
         }
-        let (best, used) = run_lbfgs(&whitened, &u, target, target.tolerance * start)
-            .map_err(|error| FitError::Solver {
-                test,
-                solver: Solver::Lbfgs.name(),
-                problem: error.to_string(),
+        let (best, used) =
+            run_lbfgs(&whitened, &u, target, target.tolerance * start).map_err(|error| {
+                FitError::Solver {
+                    test,
+                    solver: Solver::Lbfgs.name(),
+                    problem: error.to_string(),
+                }
             })?;
         iterations += used;
         let Some(best) = best else { break };
@@ -328,7 +338,9 @@ mod tests {
         for variant in [Variant::Linear, Variant::Additive, Variant::Multiplicative] {
             let objective = closed_loop(&problem, &sequences, variant);
             let size = objective.anchor.len();
-            let at: Vec<[f64; 1]> = (0..size).map(|p| [0.01 * ((p * 7) % 11) as f64 - 0.05]).collect();
+            let at: Vec<[f64; 1]> = (0..size)
+                .map(|p| [0.01 * ((p * 7) % 11) as f64 - 0.05])
+                .collect();
             let gradient = objective.derivative(&at);
             for p in 0..size {
                 let (mut up, mut down) = (at.clone(), at.clone());

@@ -24,14 +24,18 @@ impl Rows {
     /// The rows of these sequences.
     ///
     /// # Errors
-    /// There is none.
+    /// No two consecutive steps were both measured.
     pub fn new(problem: &Problem, sequences: &[usize]) -> Result<Self, FitError> {
         let (mut rows, mut evaluations, mut smallest_gap) = (Vec::new(), Vec::new(), 0);
         for &sequence in sequences {
             let place = &problem.places[sequence];
             for (index, pair) in place.steps.windows(2).enumerate() {
                 let gap = pair[1] - pair[0];
-                smallest_gap = if smallest_gap == 0 { gap } else { gap.min(smallest_gap) };
+                smallest_gap = if smallest_gap == 0 {
+                    gap
+                } else {
+                    gap.min(smallest_gap)
+                };
                 if gap == 1 {
                     rows.push(place.row + pair[0] as usize);
                     evaluations.push((place.evaluation + index, place.evaluation + index + 1));
@@ -103,9 +107,9 @@ impl<const K: usize, const N: usize> Block<K, N> {
             };
             let weight: [f64; N] = std::array::from_fn(|l| seen[l] * seen_too[l]);
             let weighted: [f64; N] = std::array::from_fn(|l| weight[l] * previous[l]);
-            block
-                .targets
-                .push(std::array::from_fn(|l| weight[l] * (next[l] - alpha * previous[l])));
+            block.targets.push(std::array::from_fn(|l| {
+                weight[l] * (next[l] - alpha * previous[l])
+            }));
             if form.variant.has_a() {
                 block.coefficients.push(weighted);
             }
@@ -117,7 +121,11 @@ impl<const K: usize, const N: usize> Block<K, N> {
             exposures: &rows.exposures,
             block: &mut block,
         });
-        block.single = block.coefficients.iter().map(|c| c.map(|v| v as f32)).collect();
+        block.single = block
+            .coefficients
+            .iter()
+            .map(|c| c.map(|v| v as f32))
+            .collect();
         block
     }
 

@@ -7,8 +7,12 @@ use rand_chacha::ChaCha8Rng;
 /// True parameters `(A, B)` of the synthetic runs, row-major `[n × m]`.
 pub(crate) fn truth(n: usize, m: usize) -> (Vec<f64>, Vec<f64>) {
     let at = |i: usize, j: usize, k: usize| ((i * 31 + j * 17 + k * 7) % 23) as f64 / 23.0;
-    let a = (0..n * m).map(|p| 0.85 + 0.2 * at(p / m, p % m, 0)).collect();
-    let b = (0..n * m).map(|p| 0.25 - 0.3 * at(p / m, p % m, 1)).collect();
+    let a = (0..n * m)
+        .map(|p| 0.85 + 0.2 * at(p / m, p % m, 0))
+        .collect();
+    let b = (0..n * m)
+        .map(|p| 0.25 - 0.3 * at(p / m, p % m, 1))
+        .collect();
     (a, b)
 }
 
@@ -28,8 +32,7 @@ pub(crate) fn problem_with_noise(
             let mut exposures = Exposures::new(n);
             let mut losses: Vec<f64> = (0..m).map(|_| rng.random_range(2.0..5.0)).collect();
             for step in 0..steps {
-                let members: Vec<u32> =
-                    (0..batch).map(|_| rng.random_range(0..n as u32)).collect();
+                let members: Vec<u32> = (0..batch).map(|_| rng.random_range(0..n as u32)).collect();
                 exposures
                     .push(members.iter().map(|&i| (i, 1.0 / batch as f64)))
                     .expect("ids are in range");

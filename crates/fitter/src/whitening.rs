@@ -39,7 +39,11 @@ impl<const K: usize> Whitening<K> {
     /// `d = C⁻ᵀ u`.
     pub fn to_parameters(&self, u: &DVector<f64>) -> Vec<[f64; 1]> {
         let mut d = Vec::with_capacity(u.len());
-        for (c, u) in self.factors.chunks_exact(triangle(K)).zip(u.as_slice().chunks_exact(K)) {
+        for (c, u) in self
+            .factors
+            .chunks_exact(triangle(K))
+            .zip(u.as_slice().chunks_exact(K))
+        {
             if K == 2 {
                 let second = u[1] * c[2];
                 d.push([(u[0] - c[1] * second) * c[0]]);
@@ -54,7 +58,11 @@ impl<const K: usize> Whitening<K> {
     /// `C⁻¹ g`: a gradient with respect to `d` as one with respect to `u`.
     pub fn to_gradient(&self, g: &[[f64; 1]]) -> DVector<f64> {
         let mut v = Vec::with_capacity(g.len());
-        for (c, g) in self.factors.chunks_exact(triangle(K)).zip(g.chunks_exact(K)) {
+        for (c, g) in self
+            .factors
+            .chunks_exact(triangle(K))
+            .zip(g.chunks_exact(K))
+        {
             let first = g[0][0] * c[0];
             v.push(first);
             if K == 2 {

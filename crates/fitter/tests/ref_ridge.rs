@@ -19,7 +19,10 @@ fn count(reference: &Value, name: &str) -> usize {
 }
 
 fn problem(reference: &Value) -> Problem {
-    let (n, m) = (count(reference, "train_count"), count(reference, "test_count"));
+    let (n, m) = (
+        count(reference, "train_count"),
+        count(reference, "test_count"),
+    );
     let batches = reference["batches"].as_array().unwrap();
     let losses = reference["losses"].as_array().unwrap();
     let sequences = batches.iter().zip(losses).map(|(batches, losses)| {
@@ -27,7 +30,9 @@ fn problem(reference: &Value) -> Problem {
         for batch in batches.as_array().unwrap() {
             let ids = numbers(batch);
             let share = 1.0 / ids.len() as f64;
-            exposures.push(ids.iter().map(|&id| (id as u32, share))).unwrap();
+            exposures
+                .push(ids.iter().map(|&id| (id as u32, share)))
+                .unwrap();
         }
         Sequence {
             steps: (0..=exposures.len() as u32).collect(),
@@ -60,7 +65,10 @@ fn ref_all_variants_and_solvers_agree_with_scikit_learn() {
             let expected = [numbers(&case["A"]), numbers(&case["B"])].concat();
             for (position, (g, e)) in got.iter().zip(&expected).enumerate() {
                 let error = (g - e).abs();
-                assert!(error <= 1e-9, "{variant:?} {solver:?} {position}: {g} against {e}");
+                assert!(
+                    error <= 1e-9,
+                    "{variant:?} {solver:?} {position}: {g} against {e}"
+                );
             }
         }
     }

@@ -1,11 +1,12 @@
-//! Milliseconds per fine-tuning step, test losses included, of the two models of the demo tasks.
+//! Milliseconds per fine-tuning step, test losses included, of the models of the demo tasks, and
+//! seconds for the inner products of all their gradients.
 //!
 //! `cargo run --release -p simfluence-models --features torch --example step_time -- [parallel runs]`
 
-use simfluence_core::{Curriculum, Step};
+use simfluence_core::{Curriculum, NoProgress, Step};
 use simfluence_models::{
-    Architecture, Device, EvaluationSet, ModelSettings, Silent, TokenizedExample, TrainingSettings,
-    Weights, fine_tune,
+    Architecture, Device, EvaluationSet, GradientSettings, ModelSettings, Silent, TokenizedExample,
+    TrainingSettings, Weights, fine_tune, gradient_products,
 };
 use std::time::Instant;
 
@@ -18,10 +19,22 @@ struct Shape {
 }
 
 /// Examples of `length ± spread` tokens that begin alike for `shared` tokens.
-fn examples(count: u32, length: u32, spread: u32, shared: u32, answer: u32) -> Vec<TokenizedExample> {
+fn examples(
+    count: u32,
+    length: u32,
+    spread: u32,
+    shared: u32,
+    answer: u32,
+) -> Vec<TokenizedExample> {
     let tokens = |i: u32| {
         let length = length + (i * 7) % (2 * spread + 1) - spread;
-        let token = |p: u32| if p < shared { p % 60 } else { ((i + 1).wrapping_mul(2_654_435_761 ^ (p * 40_503)) >> 7) % 60 };
+        let token = |p: u32| {
+            if p < shared {
+                p % 60
+            } else {
+                ((i + 1).wrapping_mul(2_654_435_761 ^ (p * 40_503)) >> 7) % 60
+            }
+        };
         (0..length).map(token).collect::<Vec<u32>>()
     };
     let example = |tokens: Vec<u32>| TokenizedExample {
@@ -32,7 +45,11 @@ fn examples(count: u32, length: u32, spread: u32, shared: u32, answer: u32) -> V
 }
 
 fn shapes() -> Vec<Shape> {
-    let model = |layers, width| ModelSettings { layers, width, ..ModelSettings::default() };
+    let model = |layers, width| ModelSettings {
+        layers,
+        width,
+        ..ModelSettings::default()
+    };
     let number_train = examples(1024, 90, 6, 0, 4);
     let number_test = examples(64, 55, 4, 36, 2);
     let numbers = |name, width| Shape {
@@ -68,33 +85,84 @@ fn milliseconds_per_step(shape: &Shape, eval_every: u32) -> (f64, f64) {
     let architecture = Architecture::new(shape.model, 60).expect("a valid model");
     let base = Weights::random(&architecture, 1);
     let count = shape.train.len() as u32;
-    let batch = |t: u32| (0..shape.batch).map(|k| (t * 37 + k * 11) % count).collect();
+    let batch = |t: u32| {
+        (0..shape.batch)
+            .map(|k| (t * 37 + k * 11) % count)
+            .collect()
+    };
     let steps = (0..48).map(|t| Step::new(batch(t), None)).collect();
     let curriculum = Curriculum::new(steps, shape.train.len()).expect("a valid curriculum");
-    let eval_batch_size = std::env::var("EVAL_BATCH").map_or(64, |v| v.parse().unwrap());
-    let settings = TrainingSettings { eval_every, eval_batch_size, ..TrainingSettings::default() };
+    let settings = TrainingSettings {
+        eval_every,
+        ..TrainingSettings::default()
+    };
     let test = EvaluationSet::new(shape.test.clone(), settings.eval_batch_size);
     let (start, processor) = (Instant::now(), processor_time());
     fine_tune(
-        &base, &shape.train, &test, &curriculum, &settings, 1, Device::Cpu, &mut Silent, None,
+        &base,
+        &shape.train,
+        &test,
+        &curriculum,
+        &settings,
+        1,
+        Device::Cpu,
+        &mut Silent,
+        None,
     )
     .expect("training works");
     let steps = curriculum.len() as f64;
-    (start.elapsed().as_secs_f64() * 1e3 / steps, (processor_time() - processor) / steps)
+    (
+        start.elapsed().as_secs_f64() * 1e3 / steps,
+        (processor_time() - processor) / steps,
+    )
+}
+
+fn seconds_for_products(shape: &Shape) -> f64 {
+    let architecture = Architecture::new(shape.model, 60).expect("a valid model");
+    let weights = Weights::random(&architecture, 1);
+    let (settings, start) = (GradientSettings::default(), Instant::now());
+    gradient_products(
+        &weights,
+        &shape.train,
+        &shape.test,
+        &settings,
+        Device::Cpu,
+        &NoProgress,
+    )
+    .expect("gradients work");
+    start.elapsed().as_secs_f64()
 }
 
 fn main() {
-    let parallel: usize = std::env::args().nth(1).map_or(1, |a| a.parse().expect("a number"));
-    let only = std::env::var("ONLY").unwrap_or_default();
-    for shape in shapes().into_iter().filter(|s| s.name.contains(&only)) {
+    let parallel: usize = std::env::args()
+        .nth(1)
+        .map_or(1, |a| a.parse().expect("a number"));
+    for shape in shapes() {
         for eval_every in [1, 1000] {
             let times: Vec<(f64, f64)> = std::thread::scope(|scope| {
                 let run = || milliseconds_per_step(&shape, eval_every);
                 let threads: Vec<_> = (0..parallel).map(|_| scope.spawn(run)).collect();
-                threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+                threads
+                    .into_iter()
+                    .map(|t| t.join().expect("no panic"))
+                    .collect()
             });
-            let what = if eval_every == 1 { "with evaluation" } else { "training alone" };
-            println!("{}: {what}: {times:.1?} ms/step (wall, processor)", shape.name);
+            let what = if eval_every == 1 {
+                "with evaluation"
+            } else {
+                "training alone"
+            };
+            println!(
+                "{}: {what}: {times:.1?} ms/step (wall, processor)",
+                shape.name
+            );
         }
+        println!(
+            "{}: {} × {} inner products of gradients: {:.1} s",
+            shape.name,
+            shape.train.len(),
+            shape.test.len(),
+            seconds_for_products(&shape)
+        );
     }
 }

@@ -91,7 +91,9 @@ pub enum DeviceError {
         got: String,
     },
     /// LibTorch computes on the processor only.
-    #[error("this LibTorch has no usable CUDA ({problem}); build against a CUDA build of PyTorch (LIBTORCH_USE_PYTORCH=1 or LIBTORCH) or use --device cpu")]
+    #[error(
+        "this LibTorch has no usable CUDA ({problem}); build against a CUDA build of PyTorch (LIBTORCH_USE_PYTORCH=1 or LIBTORCH) or use --device cpu"
+    )]
     NoCuda {
         /// What the loader says.
         problem: String,
@@ -128,5 +130,16 @@ mod tests {
             let error = text.parse::<Device>().unwrap_err();
             assert_eq!(error, DeviceError::Unknown { got: text.into() });
         }
+    }
+    #[cfg(feature = "torch")]
+    #[test]
+    fn a_card_that_does_not_exist_is_an_error_that_says_why() {
+        let error = Device::Cuda(9_999).open().unwrap_err();
+        let message = error.to_string();
+        match error {
+            DeviceError::NoCuda { .. } => assert!(message.contains("--device cpu"), "{message}"),
+            _ => assert!(message.contains("cuda:9999 does not exist"), "{message}"),
+        }
+        assert_eq!(Device::Cpu.open(), Ok(tch::Device::Cpu));
     }
 }

@@ -255,7 +255,9 @@ impl TokenizedExample {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokensError {
     /// Prompt or answer is empty.
-    #[error("the answer starts at token {answer_start} of {tokens}; prompt and answer need at least one token each")]
+    #[error(
+        "the answer starts at token {answer_start} of {tokens}; prompt and answer need at least one token each"
+    )]
     Answer {
         /// Number of tokens.
         tokens: usize,
@@ -263,7 +265,9 @@ pub enum TokensError {
         answer_start: usize,
     },
     /// More tokens than the model reads.
-    #[error("{got} tokens, but the model's context holds {expected}; raise `context` in the task file or shorten the example")]
+    #[error(
+        "{got} tokens, but the model's context holds {expected}; raise `context` in the task file or shorten the example"
+    )]
     TooLong {
         /// Most tokens, answer included.
         expected: usize,
@@ -287,7 +291,13 @@ mod tests {
     #[test]
     fn settings_read_from_a_task_file_with_defaults() {
         let model: ModelSettings = toml::from_str("width = 96").unwrap();
-        assert_eq!(model, ModelSettings { width: 96, ..ModelSettings::default() });
+        assert_eq!(
+            model,
+            ModelSettings {
+                width: 96,
+                ..ModelSettings::default()
+            }
+        );
         let training: TrainingSettings =
             toml::from_str("steps = 7\n[optimizer]\nname = \"sgd\"\nmomentum = 0.9").unwrap();
         assert_eq!(training.steps, 7);
@@ -302,14 +312,43 @@ mod tests {
 
     #[test]
     fn settings_out_of_range_are_named() {
-        let heads = ModelSettings { heads: 5, ..ModelSettings::default() };
+        let heads = ModelSettings {
+            heads: 5,
+            ..ModelSettings::default()
+        };
         assert!(heads.check().unwrap_err().to_string().contains("5 heads"));
-        let dropout = ModelSettings { dropout: 1.0, ..ModelSettings::default() };
-        assert!(dropout.check().unwrap_err().to_string().contains("dropout is 1"));
-        let rate = TrainingSettings { learning_rate: f64::NAN, ..TrainingSettings::default() };
-        assert!(rate.check().unwrap_err().to_string().contains("learning_rate is NaN"));
-        let every = TrainingSettings { checkpoint_every: Some(0), ..TrainingSettings::default() };
-        assert!(every.check().unwrap_err().to_string().contains("checkpoint_every is 0"));
+        let dropout = ModelSettings {
+            dropout: 1.0,
+            ..ModelSettings::default()
+        };
+        assert!(
+            dropout
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("dropout is 1")
+        );
+        let rate = TrainingSettings {
+            learning_rate: f64::NAN,
+            ..TrainingSettings::default()
+        };
+        assert!(
+            rate.check()
+                .unwrap_err()
+                .to_string()
+                .contains("learning_rate is NaN")
+        );
+        let every = TrainingSettings {
+            checkpoint_every: Some(0),
+            ..TrainingSettings::default()
+        };
+        assert!(
+            every
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("checkpoint_every is 0")
+        );
     }
 
     #[test]
@@ -320,7 +359,9 @@ mod tests {
             ..TrainingSettings::default()
         };
         let evaluated: Vec<u32> = (1..=11).filter(|&t| settings.evaluates_at(t, 11)).collect();
-        let saved: Vec<u32> = (1..=11).filter(|&t| settings.checkpoints_at(t, 11)).collect();
+        let saved: Vec<u32> = (1..=11)
+            .filter(|&t| settings.checkpoints_at(t, 11))
+            .collect();
         assert_eq!((evaluated, saved), (vec![4, 8, 11], vec![5, 10, 11]));
         assert!(!TrainingSettings::default().checkpoints_at(11, 11));
     }
@@ -332,15 +373,27 @@ mod tests {
             answer_start,
         };
         assert_eq!(example(&[1, 2, 3], 2).check(4, 2), Ok(()));
-        assert!(matches!(example(&[1, 2], 0).check(4, 9), Err(TokensError::Answer { .. })));
-        assert!(matches!(example(&[1, 2], 2).check(4, 9), Err(TokensError::Answer { .. })));
+        assert!(matches!(
+            example(&[1, 2], 0).check(4, 9),
+            Err(TokensError::Answer { .. })
+        ));
+        assert!(matches!(
+            example(&[1, 2], 2).check(4, 9),
+            Err(TokensError::Answer { .. })
+        ));
         assert_eq!(
             example(&[1, 2, 3], 1).check(4, 1),
-            Err(TokensError::TooLong { expected: 2, got: 3 })
+            Err(TokensError::TooLong {
+                expected: 2,
+                got: 3
+            })
         );
         assert_eq!(
             example(&[1, 4], 1).check(4, 9),
-            Err(TokensError::UnknownToken { token: 4, vocabulary: 4 })
+            Err(TokensError::UnknownToken {
+                token: 4,
+                vocabulary: 4
+            })
         );
     }
 }

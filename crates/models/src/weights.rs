@@ -87,11 +87,20 @@ impl Layout {
             flat_len: 0,
         };
         layout.push("token_embedding".into(), vec![vocabulary, width]);
-        layout.push("position_embedding".into(), vec![model.context as usize, width]);
+        layout.push(
+            "position_embedding".into(),
+            vec![model.context as usize, width],
+        );
         for layer in 0..model.layers {
             layout.push_pair(format!("layers.{layer}.attention_norm"), vec![width]);
-            layout.push_pair(format!("layers.{layer}.attention.qkv"), vec![3 * width, width]);
-            layout.push_pair(format!("layers.{layer}.attention.output"), vec![width, width]);
+            layout.push_pair(
+                format!("layers.{layer}.attention.qkv"),
+                vec![3 * width, width],
+            );
+            layout.push_pair(
+                format!("layers.{layer}.attention.output"),
+                vec![width, width],
+            );
             layout.push_pair(format!("layers.{layer}.mlp_norm"), vec![width]);
             layout.push_pair(format!("layers.{layer}.mlp.up"), vec![4 * width, width]);
             layout.push_pair(format!("layers.{layer}.mlp.down"), vec![width, 4 * width]);
@@ -232,7 +241,10 @@ impl Weights {
                 hash.update(value.to_le_bytes());
             }
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hash.finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// The weights as an artifact: one array per parameter, the architecture as metadata.
@@ -273,7 +285,9 @@ impl Weights {
                 shape: spec.shape.clone(),
                 values: self.flat[spec.offset..spec.offset + spec.len()].to_vec(),
             };
-            artifact.tensors.insert(format!("{prefix}{}", spec.name), tensor);
+            artifact
+                .tensors
+                .insert(format!("{prefix}{}", spec.name), tensor);
         }
     }
 

@@ -24,7 +24,7 @@ pub struct CheckProblem {
 impl From<&RecorderError> for CheckProblem {
     fn from(error: &RecorderError) -> Self {
         let place = match error {
-            RecorderError::Invalid { place, .. } => place.clone(),
+            RecorderError::Invalid { place, .. } => Place::clone(place),
             RecorderError::Io { path, .. }
             | RecorderError::NotARunSet { path }
             | RecorderError::UnknownRun { path, .. } => Place::file(path),
@@ -54,8 +54,16 @@ impl<T: PartialOrd + Copy> Extent<T> {
                 max: value,
             });
             Some(Self {
-                min: if value < extent.min { value } else { extent.min },
-                max: if value > extent.max { value } else { extent.max },
+                min: if value < extent.min {
+                    value
+                } else {
+                    extent.min
+                },
+                max: if value > extent.max {
+                    value
+                } else {
+                    extent.max
+                },
             })
         })
     }
@@ -278,7 +286,7 @@ fn foreign_folders(set: &RunSet, problems: &mut Vec<RecorderError>) -> Result<()
             let message = "the folder has no run.json; restore it or move the folder away";
             problems.push(RecorderError::invalid(
                 place,
-                crate::Problem::Import {
+                crate::Problem::Other {
                     message: message.to_owned(),
                 },
             ));

@@ -89,9 +89,9 @@ pub enum RecorderError {
     #[error("{place}: {problem}")]
     Invalid {
         /// Where.
-        place: Place,
+        place: Box<Place>,
         /// What.
-        problem: Problem,
+        problem: Box<Problem>,
     },
     /// A folder that is no run set.
     #[error("{} is not a run set: it has no run_set.json; give the folder that holds it, or record or import one first", path.display())]
@@ -150,7 +150,9 @@ pub enum RecorderError {
         given: String,
     },
     /// A recorder that failed before.
-    #[error("run {run:?} cannot be recorded further after an earlier error ({earlier}); resume it from its last checkpoint")]
+    #[error(
+        "run {run:?} cannot be recorded further after an earlier error ({earlier}); resume it from its last checkpoint"
+    )]
     Failed {
         /// Id of the run.
         run: String,
@@ -158,7 +160,9 @@ pub enum RecorderError {
         earlier: String,
     },
     /// Resuming after the last recorded step.
-    #[error("run {run:?} cannot be resumed after step {at_step}: only {recorded} steps are recorded")]
+    #[error(
+        "run {run:?} cannot be resumed after step {at_step}: only {recorded} steps are recorded"
+    )]
     ResumeBeyond {
         /// Id of the run.
         run: String,
@@ -188,8 +192,8 @@ impl RecorderError {
 
     pub(crate) fn invalid(place: Place, problem: impl Into<Problem>) -> Self {
         Self::Invalid {
-            place,
-            problem: problem.into(),
+            place: Box::new(place),
+            problem: Box::new(problem.into()),
         }
     }
 }
@@ -218,7 +222,9 @@ pub enum Problem {
         message: String,
     },
     /// Written by another version.
-    #[error("format version {got}, but this program reads version {expected}; read it with the program that wrote it")]
+    #[error(
+        "format version {got}, but this program reads version {expected}; read it with the program that wrote it"
+    )]
     FormatVersion {
         /// Version this crate reads.
         expected: u32,
@@ -226,7 +232,9 @@ pub enum Problem {
         got: String,
     },
     /// Provenance in the footer that says another thing than expected.
-    #[error("the footer entry {entry} is {got:?}, expected {expected:?}; the file does not belong here")]
+    #[error(
+        "the footer entry {entry} is {got:?}, expected {expected:?}; the file does not belong here"
+    )]
     Footer {
         /// The entry.
         entry: &'static str,
@@ -284,7 +292,9 @@ pub enum Problem {
         got: u32,
     },
     /// Evaluations that do not follow one another.
-    #[error("an evaluation of {metric:?} at step {after} follows one at step {before}; steps must increase")]
+    #[error(
+        "an evaluation of {metric:?} at step {after} follows one at step {before}; steps must increase"
+    )]
     EvaluationOrder {
         /// The metric.
         metric: String,
@@ -353,13 +363,17 @@ pub enum Problem {
     #[error(transparent)]
     Trajectory(#[from] TrajectoryError),
     /// Losses before the first step that come too late or twice.
-    #[error("the losses before the first step must come once, before any step ({steps} steps are recorded)")]
+    #[error(
+        "the losses before the first step must come once, before any step ({steps} steps are recorded)"
+    )]
     InitialOrder {
         /// Recorded steps.
         steps: u32,
     },
     /// Examples that changed since the run set was made.
-    #[error("the fingerprint of the {which} examples is {got}, but run_set.json says {expected}; the examples were changed after the run set was made")]
+    #[error(
+        "the fingerprint of the {which} examples is {got}, but run_set.json says {expected}; the examples were changed after the run set was made"
+    )]
     Fingerprint {
         /// `training` or `test`.
         which: &'static str,
@@ -383,7 +397,9 @@ pub enum Problem {
         data: RunStatus,
     },
     /// A finished run without its counts.
-    #[error("the status is {status}, but what was recorded is not counted; run.json was changed by hand or is incomplete")]
+    #[error(
+        "the status is {status}, but what was recorded is not counted; run.json was changed by hand or is incomplete"
+    )]
     NoCounts {
         /// In `run.json`.
         status: RunStatus,
@@ -409,9 +425,9 @@ pub enum Problem {
     /// A simulator, scores or checkpoint file.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
-    /// A value in a file from elsewhere.
+    /// Anything else.
     #[error("{message}")]
-    Import {
+    Other {
         /// What is wrong and what to do.
         message: String,
     },

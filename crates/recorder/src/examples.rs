@@ -39,7 +39,10 @@ pub fn fingerprint(examples: &Examples) -> String {
             text(&mut hash, value);
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The only file of a table of examples that this version writes.
@@ -76,7 +79,10 @@ pub(crate) fn write(folder: &Path, table: Table, examples: &Examples) -> Result<
     for name in names {
         if table.columns().iter().any(|c| c.name() == name) {
             let column = name.clone();
-            return Err(RecorderError::invalid(place, Problem::ReservedColumn { column }));
+            return Err(RecorderError::invalid(
+                place,
+                Problem::ReservedColumn { column },
+            ));
         }
         let values: Vec<Option<&str>> = all
             .iter()
@@ -94,9 +100,15 @@ pub(crate) fn read(folder: &Path, table: Table) -> Result<Examples> {
     let place = Place::file(&path);
     let frame = table_file::read(&path, &Provenance::of(table), &place)?;
     let ids = required::<UInt32Type>(&frame, id_column(table), &place)?;
-    if let Some((expected, &got)) = (0u32..).zip(&ids).find(|(expected, got)| *expected != **got) {
+    if let Some((expected, &got)) = (0u32..)
+        .zip(&ids)
+        .find(|(expected, got)| *expected != **got)
+    {
         let place = place.at_example(format!("{} example in row {expected}", which(table)));
-        return Err(RecorderError::invalid(place, Problem::ExampleId { expected, got }));
+        return Err(RecorderError::invalid(
+            place,
+            Problem::ExampleId { expected, got },
+        ));
     }
     let mut examples = read_fixed(&frame, &place)?;
     for column in frame.columns() {
@@ -167,7 +179,10 @@ mod tests {
     fn examples_come_back_with_tags_and_extra_columns() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), Table::TrainExamples, &examples()).unwrap();
-        assert_eq!(read(folder.path(), Table::TrainExamples).unwrap(), examples());
+        assert_eq!(
+            read(folder.path(), Table::TrainExamples).unwrap(),
+            examples()
+        );
     }
 
     #[test]

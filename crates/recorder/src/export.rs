@@ -18,6 +18,17 @@ use std::path::Path;
 /// # Errors
 /// Another ending; another number of test examples than in the trajectory; the file cannot be
 /// written.
+///
+/// ```
+/// use simfluence_core::{Example, Examples, Trajectory};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("losses.csv");
+/// let test = Examples::new(vec![Example::new("a", "sums")])?;
+/// let trajectory = Trajectory::new(vec![0], 1, vec![2.5])?;
+/// simfluence_recorder::write_trajectory(&path, &trajectory, &test)?;
+/// assert_eq!(std::fs::read_to_string(&path)?, "step,test_id,key,dataset,loss\n0,0,a,sums,2.5\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn write_trajectory(path: &Path, trajectory: &Trajectory, test: &Examples) -> Result<()> {
     let place = Place::file(path);
     if test.len() != trajectory.test_count() {
@@ -123,8 +134,7 @@ mod tests {
         let values = vec![0.1, 2.5, 9.0, f32::NAN];
         let measured = vec![true, true, false, true];
         let trajectory = Trajectory::with_missing(vec![0, 3], 2, values, measured).unwrap();
-        let test =
-            Examples::new(vec![Example::new("a, b", "x"), Example::new("c", "y")]).unwrap();
+        let test = Examples::new(vec![Example::new("a, b", "x"), Example::new("c", "y")]).unwrap();
         (trajectory, test)
     }
 
@@ -167,6 +177,9 @@ mod tests {
     fn another_ending_is_refused() {
         let (trajectory, test) = parts();
         let error = write_trajectory(Path::new("t.xlsx"), &trajectory, &test).unwrap_err();
-        assert!(error.to_string().contains(".parquet, .csv or .json"), "{error}");
+        assert!(
+            error.to_string().contains(".parquet, .csv or .json"),
+            "{error}"
+        );
     }
 }

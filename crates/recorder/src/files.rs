@@ -59,7 +59,10 @@ pub(crate) fn write_temporary(path: &Path, bytes: &[u8]) -> Result<PathBuf> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}-{number}{TEMPORARY}", std::process::id()));
+    let temporary = path.with_file_name(format!(
+        ".{name}.{}-{number}{TEMPORARY}",
+        std::process::id()
+    ));
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()
@@ -127,7 +130,10 @@ mod tests {
         fs::write(&occupied, b"x").unwrap();
         let path = occupied.join("inside.txt");
         let message = write_atomically(&path, b"y").unwrap_err().to_string();
-        assert!(message.contains("cannot write") && message.contains("inside.txt"), "{message}");
+        assert!(
+            message.contains("cannot write") && message.contains("inside.txt"),
+            "{message}"
+        );
         assert_eq!(names(folder.path()).unwrap(), vec!["file"]);
     }
 
@@ -148,7 +154,10 @@ mod tests {
         fs::write(&path, b"not safetensors").unwrap();
         let message = read_artifact(&path).unwrap_err().to_string();
         assert!(message.contains("simulator.safetensors"), "{message}");
-        assert!(message.contains("not a valid safetensors file"), "{message}");
+        assert!(
+            message.contains("not a valid safetensors file"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub(crate) struct FlatLists {
     values: Vec<f32>,
 }
 
+/// Rows for which memory is taken before they are read: a damaged count shall not take it all.
+const MOST_RESERVED: usize = 1 << 16;
+
 /// What stops the reading of a column.
 enum Stop {
     Damaged(String),
@@ -46,6 +49,11 @@ impl FlatLists {
             None => Ok(lists),
             Some(problem) => Err(RecorderError::invalid(place.clone(), problem)),
         }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
     }
 
     /// The list in a row.
@@ -79,19 +87,31 @@ impl FlatLists {
         let deepest = descriptor.max_def_level();
         let reader = group.get_column_reader(leaf)?;
         let ColumnReader::FloatColumnReader(mut reader) = reader else {
-            return Err(wrong_type(column, &format!("{:?}", descriptor.physical_type())));
+            return Err(wrong_type(
+                column,
+                &format!("{:?}", descriptor.physical_type()),
+            ));
         };
         if descriptor.max_rep_level() != 1 {
             return Err(wrong_type(column, "not a list"));
         }
         let rows = usize::try_from(group.metadata().num_rows())?;
+        self.rows.reserve(rows.min(MOST_RESERVED));
         let (mut levels, mut starts) = (Vec::new(), Vec::new());
         let read =
             reader.read_records(rows, Some(&mut levels), Some(&mut starts), &mut self.values)?;
+        if levels.len() != starts.len() {
+            return Err(Stop::Damaged("its levels do not fit".to_owned()));
+        }
         if read.0 != rows {
             return Err(Stop::Damaged(format!("{} rows instead of {rows}", read.0)));
         }
-        self.add_rows(column, &levels, &starts, deepest)
+        self.add_rows(column, &levels, &starts, deepest)?;
+        let end = self.rows.last().map_or(0, |row| row.end);
+        if end != self.values.len() {
+            return Err(Stop::Damaged("its values and levels do not fit".to_owned()));
+        }
+        Ok(())
     }
 
     /// Turns levels into ranges: a row starts where the repetition level is 0, and only an entry of
@@ -109,7 +129,10 @@ impl FlatLists {
             let next = next_start(starts, position + 1);
             let row = &levels[position..next];
             let count = row.len();
-            if row.iter().fold(true, |all, &level| all & (level == deepest)) {
+            if row
+                .iter()
+                .fold(true, |all, &level| all & (level == deepest))
+            {
                 self.rows.push(end..end + count);
                 end += count;
             } else if count == 1 && Some(row[0]) == empty_level(deepest) {

@@ -51,6 +51,22 @@ pub fn read_curriculum(path: &Path, train_count: usize) -> Result<Curriculum> {
 ///
 /// # Errors
 /// Two runs of the same id, a run without steps; the file cannot be written.
+///
+/// ```
+/// use simfluence_core::{Curriculum, RunDesign, Step, design::PlannedRun};
+/// use simfluence_recorder::{read_plan, write_plan};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("plan.parquet");
+/// let run = PlannedRun {
+///     id: "run-0".into(),
+///     seed: 1,
+///     design: RunDesign::default(),
+///     curriculum: Curriculum::new(vec![Step::new(vec![0, 2], Some(1e-3))], 3)?,
+/// };
+/// write_plan(&path, std::slice::from_ref(&run))?;
+/// assert_eq!(read_plan(&path, 3)?, vec![run]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn write_plan(path: &Path, runs: &[PlannedRun]) -> Result<()> {
     let place = Place::file(path);
     check_planned(runs, &place)?;
@@ -72,9 +88,13 @@ pub fn write_plan(path: &Path, runs: &[PlannedRun]) -> Result<()> {
         text(Column::Run, &|run| Some(run.id.clone())),
         polars::prelude::Column::new(Column::Seed.column_name(), seeds),
         text(Column::Design, &|run| Some(run.design.design.clone())),
-        text(Column::Split, &|run| run.design.split.map(|s| split_name(s).to_owned())),
+        text(Column::Split, &|run| {
+            run.design.split.map(|s| split_name(s).to_owned())
+        }),
         text(Column::BaseRun, &|run| edit(run).map(|e| e.base_run)),
-        text(Column::Edit, &|run| edit(run).map(|e| e.kind.name().to_owned())),
+        text(Column::Edit, &|run| {
+            edit(run).map(|e| e.kind.name().to_owned())
+        }),
         text(Column::EditLabel, &|run| edit(run).map(|e| e.label)),
     ];
     columns.extend(step_columns(&rows, 1));
@@ -101,13 +121,15 @@ pub fn read_plan(path: &Path, train_count: usize) -> Result<Vec<PlannedRun>> {
     let mut rows: Vec<StepRecord> = Vec::new();
     for (index, record) in read_steps(&frame, &place)?.into_iter().enumerate() {
         rows.push(record);
-        let last = heads.get(index + 1).is_none_or(|next| next.0 != heads[index].0);
+        let last = heads
+            .get(index + 1)
+            .is_none_or(|next| next.0 != heads[index].0);
         let (id, seed, design) = &heads[index];
         let place = Place::run(path, id);
         if !last {
             if heads[index] != heads[index + 1] {
                 let message = "its rows disagree about seed, design, split or edit";
-                return Err(import(&place, message));
+                return Err(other(&place, message));
             }
             continue;
         }
@@ -126,9 +148,16 @@ pub fn read_plan(path: &Path, train_count: usize) -> Result<Vec<PlannedRun>> {
 fn read_heads(frame: &DataFrame, place: &Place) -> Result<Vec<(String, u64, RunDesign)>> {
     let seeds = required::<UInt64Type>(frame, Column::Seed, place)?;
     let text = |column: Column| texts(frame, column.name(), place);
-    let (ids, designs, splits) = (text(Column::Run)?, text(Column::Design)?, text(Column::Split)?);
-    let (bases, kinds, labels) =
-        (text(Column::BaseRun)?, text(Column::Edit)?, text(Column::EditLabel)?);
+    let (ids, designs, splits) = (
+        text(Column::Run)?,
+        text(Column::Design)?,
+        text(Column::Split)?,
+    );
+    let (bases, kinds, labels) = (
+        text(Column::BaseRun)?,
+        text(Column::Edit)?,
+        text(Column::EditLabel)?,
+    );
     (0..seeds.len())
         .map(|row| {
             let id = ids[row].unwrap_or_default();
@@ -139,7 +168,10 @@ fn read_heads(frame: &DataFrame, place: &Place) -> Result<Vec<(String, u64, RunD
             let split = splits[row]
                 .map(|name| {
                     split_from_name(name).ok_or_else(|| {
-                        import(&place, format!("unknown split {name:?}; it is train or held-out"))
+                        other(
+                            &place,
+                            format!("unknown split {name:?}; it is train or held-out"),
+                        )
                     })
                 })
                 .transpose()?;
@@ -147,12 +179,15 @@ fn read_heads(frame: &DataFrame, place: &Place) -> Result<Vec<(String, u64, RunD
                 (Some(base_run), Some(kind)) => Some(Edit {
                     base_run: base_run.to_owned(),
                     kind: EditKind::from_name(kind)
-                        .ok_or_else(|| import(&place, format!("unknown kind of edit {kind:?}")))?,
+                        .ok_or_else(|| other(&place, format!("unknown kind of edit {kind:?}")))?,
                     label: labels[row].unwrap_or_default().to_owned(),
                 }),
                 (None, None) => None,
                 _ => {
-                    return Err(import(&place, "base_run and edit must both be given, or neither"));
+                    return Err(other(
+                        &place,
+                        "base_run and edit must both be given, or neither",
+                    ));
                 }
             };
             let design = RunDesign {
@@ -170,10 +205,13 @@ fn check_planned(runs: &[PlannedRun], place: &Place) -> Result<()> {
     for run in runs {
         let place = Place::run(&place.file, &run.id);
         if run.curriculum.is_empty() {
-            return Err(import(&place, "the run has no steps"));
+            return Err(other(&place, "the run has no steps"));
         }
         if !seen.insert(&run.id) {
-            return Err(import(&place, "the id stands twice; the rows of a run must stand together"));
+            return Err(other(
+                &place,
+                "the id stands twice; the rows of a run must stand together",
+            ));
         }
     }
     Ok(())
@@ -238,9 +276,9 @@ fn absent(column: Column, frame: &DataFrame) -> polars::prelude::Column {
     polars::prelude::Column::full_null(name, height, &column.dtype())
 }
 
-fn import(place: &Place, message: impl Into<String>) -> RecorderError {
+fn other(place: &Place, message: impl Into<String>) -> RecorderError {
     let message = message.into();
-    RecorderError::invalid(place.clone(), Problem::Import { message })
+    RecorderError::invalid(place.clone(), Problem::Other { message })
 }
 
 /// `train` or `held-out`, as it stands in files.
@@ -304,7 +342,10 @@ mod tests {
         let path = folder.path().join("plan.parquet");
         write_plan(&path, &plan()).unwrap();
         let message = read_plan(&path, 2).unwrap_err().to_string();
-        assert!(message.contains("run a, step 1") && message.contains("id 2"), "{message}");
+        assert!(
+            message.contains("run a, step 1") && message.contains("id 2"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -339,7 +380,10 @@ mod tests {
         let file = std::fs::File::create(&path).unwrap();
         ParquetWriter::new(file).finish(&mut frame).unwrap();
         let message = read_curriculum(&path, 3).unwrap_err().to_string();
-        assert!(message.contains("own.parquet") && message.contains("\"batch\""), "{message}");
+        assert!(
+            message.contains("own.parquet") && message.contains("\"batch\""),
+            "{message}"
+        );
     }
 
     #[test]
@@ -362,6 +406,9 @@ mod tests {
         let file = std::fs::File::create(&path).unwrap();
         ParquetWriter::new(file).finish(&mut frame).unwrap();
         let message = read_curriculum(&path, 3).unwrap_err().to_string();
-        assert!(message.contains("step 3 where step 2 should follow"), "{message}");
+        assert!(
+            message.contains("step 3 where step 2 should follow"),
+            "{message}"
+        );
     }
 }

@@ -351,9 +351,21 @@ impl Parts {
         };
         let evaluations: usize = self.losses.iter().map(|f| f.rows.steps.len()).sum();
         let counts = [
-            ("segments of steps", u64::from(recorded.step_segments), self.steps.len() as u64),
-            ("segments of losses", u64::from(recorded.loss_segments), self.losses.len() as u64),
-            ("steps", u64::from(recorded.steps), u64::from(self.step_count())),
+            (
+                "segments of steps",
+                u64::from(recorded.step_segments),
+                self.steps.len() as u64,
+            ),
+            (
+                "segments of losses",
+                u64::from(recorded.loss_segments),
+                self.losses.len() as u64,
+            ),
+            (
+                "steps",
+                u64::from(recorded.steps),
+                u64::from(self.step_count()),
+            ),
             ("evaluations", recorded.evaluations, evaluations as u64),
         ];
         for (what, expected, got) in counts {
@@ -387,8 +399,11 @@ impl Parts {
 
     fn curriculum(&self, train_count: usize) -> Result<Curriculum> {
         let steps = self.steps.iter().flat_map(|file| &file.rows);
-        Curriculum::new(steps.map(|record| record.step.clone()).collect(), train_count)
-            .map_err(|e| RecorderError::invalid(Place::run(&self.folder, &self.id), e))
+        Curriculum::new(
+            steps.map(|record| record.step.clone()).collect(),
+            train_count,
+        )
+        .map_err(|e| RecorderError::invalid(Place::run(&self.folder, &self.id), e))
     }
 
     fn trajectory(&self, metric: &str, test_count: usize) -> Result<Trajectory> {

@@ -85,7 +85,9 @@ impl StepRecord {
 
     /// Whether a recorded loss is NaN or infinite.
     pub(crate) fn diverged(&self) -> bool {
-        self.losses.as_ref().is_some_and(|l| !all_finite(l.values()))
+        self.losses
+            .as_ref()
+            .is_some_and(|l| !all_finite(l.values()))
             || self.batch_loss.as_deref().is_some_and(|l| !all_finite(l))
     }
 }
@@ -93,7 +95,9 @@ impl StepRecord {
 /// Whether no value is NaN or infinite.
 pub(crate) fn all_finite(values: &[f32]) -> bool {
     // Without a way out in the middle the compiler makes vector instructions of it.
-    values.iter().fold(true, |all, value| all & value.is_finite())
+    values
+        .iter()
+        .fold(true, |all, value| all & value.is_finite())
 }
 
 /// What is wrong with a step that stands at `number`, if anything.

@@ -364,9 +364,14 @@ impl Recorder {
     fn write_segments(&mut self) -> Result<()> {
         // Two files, encoded and synced side by side: half the wait for the training loop.
         let (losses, steps) = std::thread::scope(|scope| {
-            let steps = scope.spawn(|| self.write_steps());
-            let losses = self.write_losses();
-            (losses, steps.join().expect("writing a segment does not panic"))
+            let thread = std::thread::Builder::new();
+            match thread.spawn_scoped(scope, || self.write_steps()) {
+                Ok(steps) => (
+                    self.write_losses(),
+                    steps.join().unwrap_or_else(|_| self.crashed()),
+                ),
+                Err(_) => (self.write_losses(), self.write_steps()),
+            }
         });
         let written: Vec<Written> = match (losses, steps) {
             (Ok(losses), Ok(steps)) => losses.into_iter().chain(steps).collect(),
@@ -391,6 +396,15 @@ impl Recorder {
         self.open_losses.clear();
         self.open_bytes = 0;
         Ok(())
+    }
+
+    fn crashed<T>(&self) -> Result<T> {
+        let place = Place::run(&self.folder, &self.run);
+        Err(table_file::unreadable(
+            &place,
+            "table",
+            "encoding it failed",
+        ))
     }
 
     fn write_losses(&self) -> Result<Option<Written>> {

@@ -60,7 +60,8 @@ impl Recorder {
             moved_to: None,
         };
         let recorded = attempt.cut(&parts, at_step)?;
-        let has_initial = kept_losses(&parts, at_step).any(|(step, metric, _)| step == 0 && metric == LOSS);
+        let has_initial =
+            kept_losses(&parts, at_step).any(|(step, metric, _)| step == 0 && metric == LOSS);
         let diverged = kept_losses(&parts, at_step)
             .any(|(_, metric, values)| metric == LOSS && !all_finite(values))
             || kept_steps_diverged(&parts, at_step);
@@ -73,7 +74,13 @@ fn kept_losses(parts: &Parts, at_step: u32) -> impl Iterator<Item = (u32, &str, 
     parts.losses.iter().flat_map(move |file| {
         let rows = &file.rows;
         (0..file.kept)
-            .map(move |row| (rows.steps[row], rows.metrics[row].as_str(), rows.values(row)))
+            .map(move |row| {
+                (
+                    rows.steps[row],
+                    rows.metrics[row].as_str(),
+                    rows.values(row),
+                )
+            })
             .filter(move |(step, _, _)| *step <= at_step)
     })
 }

@@ -1,9 +1,9 @@
 //! Rows of the tables `steps` and `losses`: collected in memory, turned into frames and back.
 
 use crate::error::{Place, Result};
+use crate::flat_lists::FlatLists;
 use crate::record::{Losses, StepRecord};
 use crate::schema::Column;
-use crate::flat_lists::FlatLists;
 use crate::table_file::{self, Lists, Provenance, list_column, optional, required, texts};
 use polars::prelude::*;
 use simfluence_core::Step;
@@ -26,7 +26,10 @@ pub(crate) fn step_columns(rows: &[StepRecord], first: u32) -> Vec<polars::prelu
             rows.iter().map(|r| r.step.weights.as_deref()),
         ),
         list_column::<UInt16Type>(Column::BatchMicro, rows.iter().map(|r| r.micro.as_deref())),
-        list_column::<Float32Type>(Column::BatchLoss, rows.iter().map(|r| r.batch_loss.as_deref())),
+        list_column::<Float32Type>(
+            Column::BatchLoss,
+            rows.iter().map(|r| r.batch_loss.as_deref()),
+        ),
         polars::prelude::Column::new(Column::GradNorm.column_name(), norms),
     ]
 }
@@ -124,12 +127,19 @@ impl LossSegment {
     pub fn read(path: &Path, provenance: &Provenance, place: &Place) -> Result<Self> {
         let (frame, values) = table_file::read_with_flat(path, provenance, Column::Values, place)?;
         let metrics = texts(&frame, Column::Metric.name(), place)?;
-        Ok(Self {
+        let segment = Self {
             steps: required::<UInt32Type>(&frame, Column::Step, place)?,
             metrics: metrics.into_iter().flatten().map(str::to_owned).collect(),
             test_ids: Lists::new(&frame, Column::TestIds, place)?,
             values,
-        })
+        };
+        // Only damage can make the columns differ, and nothing below shall trip over it.
+        let rows = segment.values.len();
+        if segment.steps.len() != rows || segment.metrics.len() != rows || frame.height() != rows {
+            let message = "its columns have different numbers of rows";
+            return Err(table_file::unreadable(place, "Parquet", message));
+        }
+        Ok(segment)
     }
 
     pub fn test_ids(&self, row: usize) -> Option<&[u32]> {

@@ -57,7 +57,10 @@ impl RunFile {
         let place = Place::run(&path, run);
         let file: Self = read_json(&path, &place)?;
         if file.run != run {
-            return Err(RecorderError::invalid(place, Problem::OtherRun { got: file.run }));
+            return Err(RecorderError::invalid(
+                place,
+                Problem::OtherRun { got: file.run },
+            ));
         }
         Ok(file)
     }

@@ -266,7 +266,11 @@ mod tests {
         let document = std::fs::read_to_string(path).unwrap();
         for column in Column::ALL {
             let mark = if column.nullable() { "?" } else { "" };
-            let row = format!("| `{}` | {}{mark} |", column.name(), type_name(&column.dtype()));
+            let row = format!(
+                "| `{}` | {}{mark} |",
+                column.name(),
+                type_name(&column.dtype())
+            );
             assert!(document.contains(&row), "docs/format.md lacks {row:?}");
         }
     }

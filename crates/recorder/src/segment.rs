@@ -34,7 +34,10 @@ pub(crate) fn list(
     for (index, _) in &segments {
         for missing in (expected..*index).take(MOST_MISSING) {
             let place = Place::run(&path(folder, table, missing), run);
-            problems.push(RecorderError::invalid(place, Problem::MissingSegment { table }));
+            problems.push(RecorderError::invalid(
+                place,
+                Problem::MissingSegment { table },
+            ));
         }
         expected = index + 1;
     }

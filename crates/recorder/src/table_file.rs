@@ -84,7 +84,8 @@ pub(crate) fn encode(
     entries.push((UNITS_ENTRY.to_owned(), units));
     entries.push((SOFTWARE_ENTRY.to_owned(), SOFTWARE.to_owned()));
     let mut bytes = Vec::with_capacity(frame.estimated_size() + 4096);
-    let level = polars::polars_utils::compression::ZstdLevel::try_new(1).expect("1 is a level of zstd");
+    let level =
+        polars::polars_utils::compression::ZstdLevel::try_new(1).expect("1 is a level of zstd");
     ParquetWriter::new(&mut bytes)
         .with_compression(ParquetCompression::Zstd(Some(level)))
         // Minima and maxima of losses help no reader of ours and cost a pass over the values.
@@ -142,11 +143,7 @@ pub(crate) fn decode(bytes: Bytes, place: &Place) -> Result<DataFrame> {
     decode_columns(bytes, None, place)
 }
 
-fn decode_columns(
-    bytes: Bytes,
-    columns: Option<Vec<String>>,
-    place: &Place,
-) -> Result<DataFrame> {
+fn decode_columns(bytes: Bytes, columns: Option<Vec<String>>, place: &Place) -> Result<DataFrame> {
     guarded(place, move || {
         ParquetReader::new(Cursor::new(bytes))
             .with_columns(columns)
@@ -278,9 +275,10 @@ impl<T: PolarsNumericType> Lists<T> {
             .into_owned();
         if values.null_count() > 0 {
             let null = (0..values.len()).find(|&k| values.get(k).is_none());
-            let row = rows
-                .iter()
-                .position(|r| r.as_ref().is_some_and(|r| null.is_some_and(|k| r.contains(&k))));
+            let row = rows.iter().position(|r| {
+                r.as_ref()
+                    .is_some_and(|r| null.is_some_and(|k| r.contains(&k)))
+            });
             let problem = Problem::NullValue {
                 column: column.name().to_owned(),
                 row: row.unwrap_or(0),
@@ -315,7 +313,9 @@ pub(crate) fn optional<T: PolarsNumericType>(
     place: &Place,
 ) -> Result<Vec<Option<T::Native>>> {
     let series = numbers(frame, column, place)?;
-    let values = series.unpack::<T>().map_err(|e| unreadable(place, "Parquet", e))?;
+    let values = series
+        .unpack::<T>()
+        .map_err(|e| unreadable(place, "Parquet", e))?;
     Ok(values.iter().collect())
 }
 
@@ -326,7 +326,9 @@ pub(crate) fn required<T: PolarsNumericType>(
     place: &Place,
 ) -> Result<Vec<T::Native>> {
     let series = numbers(frame, column, place)?;
-    let values = series.unpack::<T>().map_err(|e| unreadable(place, "Parquet", e))?;
+    let values = series
+        .unpack::<T>()
+        .map_err(|e| unreadable(place, "Parquet", e))?;
     Ok(values.iter().flatten().collect())
 }
 
@@ -336,7 +338,9 @@ pub(crate) fn texts<'a>(
     name: &str,
     place: &Place,
 ) -> Result<Vec<Option<&'a str>>> {
-    let found = frame.column(name).map_err(|e| unreadable(place, "Parquet", e))?;
+    let found = frame
+        .column(name)
+        .map_err(|e| unreadable(place, "Parquet", e))?;
     let values = found.str().map_err(|e| unreadable(place, "Parquet", e))?;
     Ok(values.iter().collect())
 }

@@ -52,22 +52,51 @@ fn child_process() {
     for step in recorder.steps() + 1..=100_000 {
         if let Err(error) = recorder.log_step(&record(step)) {
             writeln!(out, "\nerror {error}").unwrap();
-            writeln!(out, "error {}", recorder.log_step(&record(step)).unwrap_err()).unwrap();
+            writeln!(
+                out,
+                "error {}",
+                recorder.log_step(&record(step)).unwrap_err()
+            )
+            .unwrap();
             return;
         }
         writeln!(out, "\nstep {step}").unwrap();
     }
 }
 
-/// Kills a child after a while, gives the last step that it had recorded.
-fn kill_after(mut child: Child, after: Duration) -> u32 {
+/// When a child is killed.
+enum After {
+    /// This long after its start.
+    Start(Duration),
+    /// This long after it recorded its first step.
+    FirstStep(Duration),
+}
+
+/// Kills a child, gives the last step that it had recorded.
+fn kill(mut child: Child, after: After) -> u32 {
     let out = BufReader::new(child.stdout.take().unwrap());
+    let (began, first_step) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
-        let steps = out.lines().map_while(Result::ok);
-        let steps = steps.filter_map(|line| line.strip_prefix("step ")?.parse().ok());
-        steps.last().unwrap_or(0)
+        let mut last = 0;
+        for line in out.lines().map_while(Result::ok) {
+            if let Some(step) = line
+                .strip_prefix("step ")
+                .and_then(|step| step.parse().ok())
+            {
+                last = step;
+                // Nobody listens any more after the first.
+                let _ = began.send(());
+            }
+        }
+        last
     });
-    std::thread::sleep(after);
+    match after {
+        After::Start(time) => std::thread::sleep(time),
+        After::FirstStep(time) => {
+            first_step.recv().expect("the child records a step");
+            std::thread::sleep(time);
+        }
+    }
     child.kill().unwrap();
     child.wait().unwrap();
     reader.join().unwrap()
@@ -82,8 +111,15 @@ fn assert_killed_cleanly(set: &RunSet, logged: u32) -> Option<u32> {
         return None;
     };
     assert_eq!(run.status, RunStatus::Aborted);
-    assert_eq!(report.warnings, vec![format!("run a: aborted after step {}", run.steps)]);
-    assert!(run.steps + 4 > logged, "{} of {logged} steps are left", run.steps);
+    assert_eq!(
+        report.warnings,
+        vec![format!("run a: aborted after step {}", run.steps)]
+    );
+    assert!(
+        run.steps + 4 > logged,
+        "{} of {logged} steps are left",
+        run.steps
+    );
     if run.evaluations > 0 {
         assert_recorded(set, "a", run.steps);
     }
@@ -94,11 +130,18 @@ fn assert_killed_cleanly(set: &RunSet, logged: u32) -> Option<u32> {
 fn a_recorder_killed_at_any_moment_loses_at_most_the_open_segment() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut most = 0;
-    for _ in 0..50 {
+    for attempt in 0..50 {
         let folder = tempfile::tempdir().unwrap();
         let set = new_set(folder.path());
         let child = child("create", folder.path()).spawn().unwrap();
-        let logged = kill_after(child, Duration::from_micros(rng.random_range(0..60_000)));
+        let time = Duration::from_micros(rng.random_range(0..30_000));
+        // Every fifth is killed while it may still be starting.
+        let after = if attempt % 5 == 0 {
+            After::Start(time)
+        } else {
+            After::FirstStep(time)
+        };
+        let logged = kill(child, after);
         let Some(steps) = assert_killed_cleanly(&set, logged) else {
             continue;
         };
@@ -115,7 +158,10 @@ fn a_recorder_killed_at_any_moment_loses_at_most_the_open_segment() {
         assert_recorded(&set, "a", steps + 6);
         assert!(check(folder.path()).unwrap().is_whole());
     }
-    assert!(most > 4, "no child recorded more than a segment before it was killed");
+    assert!(
+        most > 4,
+        "no child recorded more than a segment before it was killed"
+    );
 }
 
 #[test]
@@ -126,7 +172,10 @@ fn a_resume_killed_at_any_moment_leaves_a_whole_run() {
         let set = new_set(folder.path());
         record_run(&set, "a", 41);
         let child = child("6", folder.path()).spawn().unwrap();
-        kill_after(child, Duration::from_micros(rng.random_range(0..30_000)));
+        kill(
+            child,
+            After::Start(Duration::from_micros(rng.random_range(0..30_000))),
+        );
         let report = check(folder.path()).unwrap();
         assert_eq!(report.problems, vec![]);
         let steps = report.runs[0].steps;
@@ -161,14 +210,21 @@ fn a_disk_that_is_full_is_named_and_what_was_recorded_stays() {
     let first = errors.next().expect("the write fails");
     assert!(first.contains("cannot write"), "{first}");
     assert!(first.contains("runs/a/losses-00003.parquet"), "{first}");
-    assert!(first.contains("what was recorded before is untouched"), "{first}");
+    assert!(
+        first.contains("what was recorded before is untouched"),
+        "{first}"
+    );
     let second = errors.next().unwrap();
     assert!(second.contains("after an earlier error"), "{second}");
     assert_killed_cleanly(&set, 9);
     assert_recorded(&set, "a", 9);
     // Nothing half-written is left behind.
     let names = std::fs::read_dir(folder.path().join("runs/a")).unwrap();
-    assert!(!names.into_iter().any(|n| n.unwrap().file_name().to_string_lossy().ends_with(".tmp")));
+    assert!(
+        !names
+            .into_iter()
+            .any(|n| n.unwrap().file_name().to_string_lossy().ends_with(".tmp"))
+    );
 }
 
 #[test]
@@ -180,7 +236,9 @@ fn what_follows_the_resumed_step_is_kept_but_not_read() {
     for step in 1..=10 {
         recorder.log_step(&record(step)).unwrap();
         if step % 5 == 0 {
-            recorder.save_checkpoint(step, &Artifact::new("checkpoint", 1)).unwrap();
+            recorder
+                .save_checkpoint(step, &Artifact::new("checkpoint", 1))
+                .unwrap();
         }
     }
     let mut other = record(11);
@@ -196,7 +254,11 @@ fn what_follows_the_resumed_step_is_kept_but_not_read() {
     assert_eq!(recorder.finish().unwrap(), RunStatus::Complete);
     assert_recorded(&set, "a", 6);
     let attempt = folder.path().join("runs/a/attempt-01");
-    assert!(attempt.join("checkpoints/step-000010.safetensors").is_file());
+    assert!(
+        attempt
+            .join("checkpoints/step-000010.safetensors")
+            .is_file()
+    );
     let kept = std::fs::read_dir(&attempt).unwrap().count();
     assert!(kept >= 3, "{kept}");
     assert!(check(folder.path()).unwrap().is_whole());
@@ -224,7 +286,10 @@ fn resuming_after_the_last_step_is_refused() {
     let set = new_set(folder.path());
     record_run(&set, "a", 6);
     let message = Recorder::resume(&set, "a", 7).unwrap_err().to_string();
-    assert!(message.contains("after step 7: only 6 steps are recorded"), "{message}");
+    assert!(
+        message.contains("after step 7: only 6 steps are recorded"),
+        "{message}"
+    );
     assert_recorded(&set, "a", 6);
     let message = Recorder::resume(&set, "b", 0).unwrap_err().to_string();
     assert!(message.contains("has no run \"b\""), "{message}");
@@ -238,7 +303,10 @@ fn a_second_writer_gets_a_clear_error() {
     let info = RunInfo::new(RunStatus::Recording);
     let second = Recorder::create(&set, "a", info.clone(), RecorderOptions::default());
     let message = second.unwrap_err().to_string();
-    assert!(message.contains("\"a\" is being recorded by another writer"), "{message}");
+    assert!(
+        message.contains("\"a\" is being recorded by another writer"),
+        "{message}"
+    );
     let message = Recorder::resume(&set, "a", 0).unwrap_err().to_string();
     assert!(message.contains("another writer"), "{message}");
     let message = set.write_info("a", &info).unwrap_err().to_string();
@@ -253,12 +321,20 @@ fn checkpoints_are_listed_in_order_and_need_their_step() {
     let folder = tempfile::tempdir().unwrap();
     let set = new_set(folder.path());
     let mut recorder = recorder(&set, "a");
-    let message = recorder.save_checkpoint(1, &Artifact::new("x", 1)).unwrap_err().to_string();
+    let message = recorder
+        .save_checkpoint(1, &Artifact::new("x", 1))
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("step-000001.safetensors"), "{message}");
     recorder.save_checkpoint(0, &Artifact::new("x", 1)).unwrap();
     recorder.log_step(&record(1)).unwrap();
     recorder.save_checkpoint_bytes(1, b"bytes").unwrap();
     recorder.finish().unwrap();
-    let steps: Vec<u32> = set.checkpoints("a").unwrap().into_iter().map(|c| c.0).collect();
+    let steps: Vec<u32> = set
+        .checkpoints("a")
+        .unwrap()
+        .into_iter()
+        .map(|c| c.0)
+        .collect();
     assert_eq!(steps, vec![0, 1]);
 }

@@ -49,7 +49,10 @@ fn step_record() -> impl Strategy<Value = StepRecord> {
                     batch_loss,
                     grad_norm,
                     losses,
-                    metrics: metrics.map(|m| ("accuracy".to_owned(), Losses::All(m))).into_iter().collect(),
+                    metrics: metrics
+                        .map(|m| ("accuracy".to_owned(), Losses::All(m)))
+                        .into_iter()
+                        .collect(),
                 }
             },
         )
@@ -150,7 +153,8 @@ fn every_setting_of_a_run_comes_back() {
         }),
     };
     info.software.insert("libtorch".into(), "2.13.0".into());
-    info.extra.insert("note".into(), serde_json::json!({"a": [1, 2.5]}));
+    info.extra
+        .insert("note".into(), serde_json::json!({"a": [1, 2.5]}));
     let recorder = Recorder::create(&set, "a", info.clone(), small_segments()).unwrap();
     recorder.finish().unwrap();
     info.status = RunStatus::Complete;
@@ -185,9 +189,16 @@ fn a_run_set_opens_again_with_the_same_examples_only() {
     let again = new_set(folder.path());
     assert_eq!(again.run_ids().unwrap(), vec!["a"]);
     let (train, test) = (examples("train", TRAIN), examples("other", TESTS));
-    let message = RunSet::create_or_open(folder.path(), &train, &test).unwrap_err().to_string();
-    assert!(message.contains("its test examples are not the given ones"), "{message}");
-    let message = RunSet::create(folder.path(), &train, &test).unwrap_err().to_string();
+    let message = RunSet::create_or_open(folder.path(), &train, &test)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("its test examples are not the given ones"),
+        "{message}"
+    );
+    let message = RunSet::create(folder.path(), &train, &test)
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("is a run set already"), "{message}");
 }
 
@@ -202,9 +213,30 @@ fn a_segment_closes_at_its_limits_of_rows_bytes_and_age() {
     };
     let limits = [
         ("none", none, 0),
-        ("rows", RecorderOptions { segment_rows: 2, ..none }, 2),
-        ("bytes", RecorderOptions { segment_bytes: 1, ..none }, 4),
-        ("age", RecorderOptions { segment_age: Duration::ZERO, ..none }, 4),
+        (
+            "rows",
+            RecorderOptions {
+                segment_rows: 2,
+                ..none
+            },
+            2,
+        ),
+        (
+            "bytes",
+            RecorderOptions {
+                segment_bytes: 1,
+                ..none
+            },
+            4,
+        ),
+        (
+            "age",
+            RecorderOptions {
+                segment_age: Duration::ZERO,
+                ..none
+            },
+            4,
+        ),
     ];
     for (id, options, expected) in limits {
         let info = RunInfo::new(RunStatus::Recording);
@@ -214,7 +246,13 @@ fn a_segment_closes_at_its_limits_of_rows_bytes_and_age() {
         }
         let names = std::fs::read_dir(folder.path().join("runs").join(id)).unwrap();
         let segments = names
-            .filter(|n| n.as_ref().unwrap().file_name().to_string_lossy().starts_with("steps-"))
+            .filter(|n| {
+                n.as_ref()
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with("steps-")
+            })
             .count();
         assert_eq!(segments, expected, "{id}");
         recorder.finish().unwrap();
@@ -237,7 +275,11 @@ fn a_nan_loss_is_recorded_and_marks_the_run_diverged() {
     assert!(run.trajectory.at_step(1).unwrap()[1].is_nan());
     let report = simfluence_recorder::check(folder.path()).unwrap();
     assert!(report.is_whole(), "{:?}", report.problems);
-    assert!(report.warnings[0].contains("diverged"), "{:?}", report.warnings);
+    assert!(
+        report.warnings[0].contains("diverged"),
+        "{:?}",
+        report.warnings
+    );
 }
 
 #[test]
@@ -281,8 +323,14 @@ fn the_report_of_a_check_counts_and_serialises() {
     info.optimizer = Some(Optimizer::default());
     set.write_info("b", &info).unwrap();
     let report = simfluence_recorder::check(folder.path()).unwrap();
-    assert!(report.is_whole() && report.warnings.is_empty(), "{report:?}");
-    assert_eq!((report.train_examples, report.test_examples), (TRAIN, TESTS));
+    assert!(
+        report.is_whole() && report.warnings.is_empty(),
+        "{report:?}"
+    );
+    assert_eq!(
+        (report.train_examples, report.test_examples),
+        (TRAIN, TESTS)
+    );
     assert_eq!(report.train_datasets, vec![("numbers".to_owned(), TRAIN)]);
     assert_eq!(report.by_status["complete"], 2);
     assert_eq!(report.by_design["diversified"], 1);

@@ -63,7 +63,10 @@ impl Batch {
         let length = examples.iter().map(|e| inputs(e)).max().unwrap_or(0);
         let mut tokens = vec![0_i64; size * length];
         for (row, example) in tokens.chunks_exact_mut(length.max(1)).zip(examples) {
-            for (slot, &token) in row.iter_mut().zip(&example.tokens[skip..][..inputs(example)]) {
+            for (slot, &token) in row
+                .iter_mut()
+                .zip(&example.tokens[skip..][..inputs(example)])
+            {
                 *slot = i64::from(token);
             }
         }
@@ -117,15 +120,29 @@ impl Answers {
                 let position = example.answer_start - 1 + if is_real { k } else { 0 };
                 rows.push((index * length + position - skip) as i64);
                 targets.push(i64::from(example.tokens[position + 1]));
-                weights.push(if is_real { 1.0 / answer(example) as f64 } else { 0.0 });
-                let visible = |p| if p <= position { 0.0 } else { f32::NEG_INFINITY };
+                weights.push(if is_real {
+                    1.0 / answer(example) as f64
+                } else {
+                    0.0
+                });
+                let visible = |p| {
+                    if p <= position {
+                        0.0
+                    } else {
+                        f32::NEG_INFINITY
+                    }
+                };
                 own_mask.extend((0..skip + length).map(visible));
             }
             for _ in 0..place.heads {
                 mask.extend_from_slice(&own_mask);
             }
         }
-        let shape = [examples.len() as i64 * place.heads, count as i64, (skip + length) as i64];
+        let shape = [
+            examples.len() as i64 * place.heads,
+            count as i64,
+            (skip + length) as i64,
+        ];
         let floats = |t: Tensor| t.to_device(place.device).to_kind(place.kind);
         Self {
             count: count as i64,
@@ -133,7 +150,8 @@ impl Answers {
             rows: Tensor::from_slice(&rows).to_device(place.device),
             mask: floats(Tensor::from_slice(&mask)).view(shape),
             targets: Tensor::from_slice(&targets).to_device(place.device),
-            weights: floats(Tensor::from_slice(&weights)).view([examples.len() as i64, count as i64]),
+            weights: floats(Tensor::from_slice(&weights))
+                .view([examples.len() as i64, count as i64]),
         }
     }
 }
@@ -218,7 +236,8 @@ impl EvaluationSet {
     /// The tensors of all batches, made once for many evaluations. The examples are checked.
     pub(super) fn prepare(&self, place: Place) -> PreparedEvaluation {
         let prepare_group = |group: &Group| {
-            let pick = |ids: &Vec<usize>| ids.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
+            let pick =
+                |ids: &Vec<usize>| ids.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
             let first = &self.examples[group.batches[0][0]];
             let shared = TokenizedExample {
                 tokens: first.tokens[..group.prefix + 1].to_vec(),
@@ -261,7 +280,12 @@ fn group(examples: &[TokenizedExample], batch_size: usize) -> Vec<Group> {
         let (count, prefix) = run_of_similar(examples, rest);
         let (run, others) = rest.split_at(count);
         if (count - 1) * prefix >= WORTHWHILE {
-            groups.push(batches_by_length(examples, run.to_vec(), prefix, batch_size));
+            groups.push(batches_by_length(
+                examples,
+                run.to_vec(),
+                prefix,
+                batch_size,
+            ));
         } else {
             alone.extend(run);
         }
@@ -285,7 +309,11 @@ fn run_of_similar(examples: &[TokenizedExample], sorted: &[usize]) -> (usize, us
             .count()
             .min(shared)
             .min(shareable(next));
-        let enough = if count == 1 { SHORTEST_PREFIX } else { SHORTEST_PREFIX.max(shared / 2) };
+        let enough = if count == 1 {
+            SHORTEST_PREFIX
+        } else {
+            SHORTEST_PREFIX.max(shared / 2)
+        };
         if common < enough {
             return (count, shared);
         }
@@ -296,7 +324,10 @@ fn run_of_similar(examples: &[TokenizedExample], sorted: &[usize]) -> (usize, us
 
 /// Tokens that lie before the position which predicts the first answer token.
 fn shareable(example: &TokenizedExample) -> usize {
-    example.answer_start.saturating_sub(1).min(example.tokens.len().saturating_sub(2))
+    example
+        .answer_start
+        .saturating_sub(1)
+        .min(example.tokens.len().saturating_sub(2))
 }
 
 fn batches_by_length(
@@ -379,13 +410,17 @@ mod tests {
             ..ModelSettings::default()
         };
         let architecture = Architecture::new(settings, 10).unwrap();
-        Transformer::with_kind(&Weights::random(&architecture, 2), Device::Cpu, Kind::Double)
+        Transformer::with_kind(
+            &Weights::random(&architecture, 2),
+            Device::Cpu,
+            Kind::Double,
+        )
     }
 
     /// Questions that begin alike and end differently, and some that do not.
     fn examples() -> Vec<TokenizedExample> {
         let example = |i: usize| {
-            let shared = if i % 3 == 0 { 0 } else { 30 };
+            let shared = if i.is_multiple_of(3) { 0 } else { 30 };
             let mut tokens: Vec<u32> = (0..shared).map(|p| (p * p % 7) as u32).collect();
             tokens.extend((0..8 + i % 5).map(|p| ((i * 3 + p * (i + 1)) % 10) as u32));
             TokenizedExample {
@@ -400,11 +435,16 @@ mod tests {
     fn sharing_beginnings_changes_no_loss() {
         let model = model();
         let set = EvaluationSet::new(examples(), 7);
-        assert!(set.groups.iter().any(|g| g.prefix >= 30), "nothing is shared");
+        assert!(
+            set.groups.iter().any(|g| g.prefix >= 30),
+            "nothing is shared"
+        );
         assert!(set.groups.iter().any(|g| g.prefix == 0), "all is shared");
         let together = set.evaluate(&model).unwrap();
         for (k, example) in examples().into_iter().enumerate() {
-            let alone = EvaluationSet::new(vec![example], 1).evaluate(&model).unwrap();
+            let alone = EvaluationSet::new(vec![example], 1)
+                .evaluate(&model)
+                .unwrap();
             assert!((together.losses[k] - alone.losses[0]).abs() < 1e-6);
             assert!((together.residuals[k] - alone.residuals[0]).abs() < 1e-6);
         }
@@ -434,8 +474,13 @@ mod tests {
     fn an_example_that_the_model_cannot_read_is_named() {
         let mut examples = examples();
         examples[4].tokens[2] = 10;
-        let (index, problem) = EvaluationSet::new(examples, 7).evaluate(&model()).unwrap_err();
+        let (index, problem) = EvaluationSet::new(examples, 7)
+            .evaluate(&model())
+            .unwrap_err();
         assert_eq!(index, 4);
-        assert!(matches!(problem, TokensError::UnknownToken { token: 10, .. }));
+        assert!(matches!(
+            problem,
+            TokensError::UnknownToken { token: 10, .. }
+        ));
     }
 }

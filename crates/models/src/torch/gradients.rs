@@ -102,7 +102,9 @@ fn products(
 ) -> GradientProducts {
     let batch = settings.batch_size.max(1);
     let bytes_each = model.layout().flat_len() * model.kind().elt_size_in_bytes();
-    let block = (settings.memory / bytes_each.max(1)).saturating_sub(batch).max(batch);
+    let block = (settings.memory / bytes_each.max(1))
+        .saturating_sub(batch)
+        .max(batch);
     let block = block.min(test.len().max(1));
     let mut result = GradientProducts {
         products: vec![0.0; train.len() * test.len()],
@@ -127,7 +129,11 @@ fn products(
             scatter(&norms(&rows), ids, &mut result.train_norms);
             let inner = to_vec(&rows.matmul(&test_rows.transpose(0, 1)));
             for (row, &i) in inner.chunks_exact(test_ids.len()).zip(ids) {
-                scatter(row, test_ids, &mut result.products[i * test.len()..][..test.len()]);
+                scatter(
+                    row,
+                    test_ids,
+                    &mut result.products[i * test.len()..][..test.len()],
+                );
             }
             progress.advance(ids.len() as u64);
         }
@@ -154,7 +160,7 @@ fn scatter(values: &[f32], ids: &[usize], into: &mut [f32]) {
 }
 
 fn norms(rows: &Tensor) -> Vec<f32> {
-    to_vec(&rows.square().sum_dim_intlist(1, false, None).sqrt())
+    to_vec(&rows.norm_scalaropt_dim(2.0, 1, false))
 }
 
 fn empty_gradients(model: &Transformer, examples: usize) -> Tensor {
@@ -221,22 +227,18 @@ fn write_use(
             }
             if let Some(bias) = bias {
                 let sum = output.sum_dim_intlist(1, false, None);
-                rows_of(gradients, &specs[*bias]).narrow(1, *first_row, rows).copy_(&sum);
+                rows_of(gradients, &specs[*bias])
+                    .narrow(1, *first_row, rows)
+                    .copy_(&sum);
             }
         }
     }
 }
 
-fn write_embedding(
-    specs: &[ParameterSpec],
-    batch: &Batch,
-    output: &Tensor,
-    gradients: &Tensor,
-) {
+fn write_embedding(specs: &[ParameterSpec], batch: &Batch, output: &Tensor, gradients: &Tensor) {
     let (size, width) = (batch.size, output.size()[2]);
     let vocabulary = specs[TOKEN_EMBEDDING].shape[0] as i64;
-    let mut tokens =
-        rows_of(gradients, &specs[TOKEN_EMBEDDING]).view([size, vocabulary, width]);
+    let mut tokens = rows_of(gradients, &specs[TOKEN_EMBEDDING]).view([size, vocabulary, width]);
     let index = (batch.tokens.view([size, batch.length, 1])).expand_as(output);
     let _ = tokens.zero_();
     let _ = tokens.scatter_add_(1, &index, output);
@@ -372,7 +374,11 @@ mod tests {
                     shifted(h, &mut flat);
                     let expected = (up - down) / (2.0 * h);
                     let got = gradient.view(-1).double_value(&[k as i64]);
-                    assert!((got - expected).abs() < 1e-8, "{} {k}: {got} {expected}", spec.name);
+                    assert!(
+                        (got - expected).abs() < 1e-8,
+                        "{} {k}: {got} {expected}",
+                        spec.name
+                    );
                 }
             }
         }
@@ -417,8 +423,10 @@ mod tests {
         };
         // Hessian times the gradient itself, against a difference of gradients along it.
         let first = gradient(true);
-        let dots: Vec<Tensor> =
-            first.iter().map(|g| (g * g.detach()).sum(Kind::Double)).collect();
+        let dots: Vec<Tensor> = first
+            .iter()
+            .map(|g| (g * g.detach()).sum(Kind::Double))
+            .collect();
         let product = Tensor::run_backward(
             &[Tensor::stack(&dots, 0).sum(Kind::Double)],
             model.parameters(),
@@ -458,6 +466,11 @@ mod tests {
             &NoProgress,
         )
         .unwrap_err();
-        assert!(error.to_string().starts_with("training example 1: token 99"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("training example 1: token 99"),
+            "{error}"
+        );
     }
 }

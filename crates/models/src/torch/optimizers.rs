@@ -170,7 +170,11 @@ impl OptimizerState {
             };
             let _ = update.clamp_min_(eps1 * eps1).rsqrt_().g_mul_(&gradient);
             let denominator = (rms(&update) / d).max(1.0);
-            descend(&mut parameter, &mut update, step_rate * root_mean_square / denominator);
+            descend(
+                &mut parameter,
+                &mut update,
+                step_rate * root_mean_square / denominator,
+            );
         }
     }
 
@@ -178,8 +182,9 @@ impl OptimizerState {
     pub(super) fn write(&self, artifact: &mut Artifact) {
         artifact.set_json("optimizer", &self.optimizer);
         artifact.set_json("optimizer_step", &self.step);
-        for ((name, length), buffer) in
-            buffer_shapes(&self.optimizer, &self.layout).into_iter().zip(&self.buffers)
+        for ((name, length), buffer) in buffer_shapes(&self.optimizer, &self.layout)
+            .into_iter()
+            .zip(&self.buffers)
         {
             let tensor = simfluence_core::Tensor::F32 {
                 shape: vec![length],
@@ -293,17 +298,14 @@ mod tests {
     /// Numbers by `ref_optimizers.py` (PyTorch 2.13).
     #[test]
     fn ref_every_optimizer_makes_the_steps_of_torch_optim() {
-        let cases: Vec<Case> =
-            serde_json::from_str(include_str!("ref_optimizers.json")).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(include_str!("ref_optimizers.json")).unwrap();
         let layout = layout();
         for case in cases {
             let mut parameters = flat(&layout, |k| (0.7 * k).cos());
-            let mut state =
-                OptimizerState::new(case.optimizer, &layout, Kind::Double, Device::Cpu);
+            let mut state = OptimizerState::new(case.optimizer, &layout, Kind::Double, Device::Cpu);
             for t in 1..=12 {
                 let t = f64::from(t);
-                let mut gradient =
-                    flat(&layout, |k| (1.0 + k % 5.0) * (0.37 * k + 1.3 * t).sin());
+                let mut gradient = flat(&layout, |k| (1.0 + k % 5.0) * (0.37 * k + 1.3 * t).sin());
                 state.update(&mut parameters, &mut gradient, 0.05 / (1.0 + 0.1 * t));
             }
             let mut expected = case.parameters.iter();
@@ -332,8 +334,11 @@ mod tests {
         for _ in 0..3 {
             state.update(&mut parameters, &mut flat(&layout, |_| 0.5), 0.1);
         }
-        let inside: f64 =
-            views(&layout, &parameters).iter().map(|v| v.abs().sum(Kind::Double)).map(|s| s.double_value(&[])).sum();
+        let inside: f64 = views(&layout, &parameters)
+            .iter()
+            .map(|v| v.abs().sum(Kind::Double))
+            .map(|s| s.double_value(&[]))
+            .sum();
         let all = parameters.abs().sum(Kind::Double).double_value(&[]);
         assert!((inside - all).abs() < 1e-12 && inside > 0.0);
     }

@@ -171,10 +171,19 @@ impl<'a> Run<'a> {
         }
         if step as usize > steps {
             let expected = format!("at most {steps}");
-            return Err(mismatch("number of finished steps", expected, step.to_string()));
+            return Err(mismatch(
+                "number of finished steps",
+                expected,
+                step.to_string(),
+            ));
         }
         let weights = Weights::read_tensors(&architecture, artifact, "weights/")?;
-        tch::no_grad(|| self.model.flat().shallow_clone().copy_(&Tensor::from_slice(weights.flat())));
+        tch::no_grad(|| {
+            self.model
+                .flat()
+                .shallow_clone()
+                .copy_(&Tensor::from_slice(weights.flat()))
+        });
         self.optimizer.read(artifact)?;
         self.step = step;
         Ok(())
@@ -183,15 +192,18 @@ impl<'a> Run<'a> {
     /// One update on a batch whose members have the given shares of the loss.
     fn update(&mut self, batch: &Batch, shares: &[f32], rate: f64) -> Update {
         self.step += 1;
-        let mut dropout =
-            Dropout::of_step(self.model.architecture().model.dropout, self.seed, self.step);
+        let mut dropout = Dropout::of_step(
+            self.model.architecture().model.dropout,
+            self.seed,
+            self.step,
+        );
         let extras = Extras {
             dropout: dropout.as_mut(),
             ..Extras::default()
         };
         let losses = self.model.losses(batch, extras);
-        let shares = (Tensor::from_slice(shares).to_device(self.model.device()))
-            .to_kind(self.model.kind());
+        let shares =
+            (Tensor::from_slice(shares).to_device(self.model.device())).to_kind(self.model.kind());
         let loss = losses.dot(&shares);
         let gradients = Tensor::run_backward(&[loss], self.model.parameters(), false, false);
         tch::no_grad(|| {
@@ -257,7 +269,14 @@ pub fn fine_tune(
         }
     }
     for update in &curriculum.steps()[run.step as usize..] {
-        one_step(&mut run, train, &evaluation, update, curriculum.len(), observer)?;
+        one_step(
+            &mut run,
+            train,
+            &evaluation,
+            update,
+            curriculum.len(),
+            observer,
+        )?;
     }
     Ok(run.model.weights()?)
 }
@@ -279,8 +298,7 @@ fn one_step(
     let learning_rate =
         (update.learning_rate).unwrap_or_else(|| settings.learning_rate_at(step, steps));
     let done = run.update(&batch, &shares, f64::from(learning_rate));
-    let evaluation =
-        (settings.evaluates_at(step, steps)).then(|| evaluation.evaluate(&run.model));
+    let evaluation = (settings.evaluates_at(step, steps)).then(|| evaluation.evaluate(&run.model));
     let record = StepRecord {
         step,
         update,
@@ -290,7 +308,9 @@ fn one_step(
         evaluation: evaluation.as_ref(),
     };
     let state = TrainingState { run };
-    observer.step(&record, &state).map_err(|e| observed(step, e))?;
+    observer
+        .step(&record, &state)
+        .map_err(|e| observed(step, e))?;
     if settings.checkpoints_at(step, steps) {
         observer.checkpoint(&state).map_err(|e| observed(step, e))?;
     }
@@ -365,7 +385,11 @@ impl Retrain for FineTuning {
             None,
         )?;
         progress.end();
-        Ok(Trajectory::new(collector.steps, self.test.len(), collector.losses)?)
+        Ok(Trajectory::new(
+            collector.steps,
+            self.test.len(),
+            collector.losses,
+        )?)
     }
 }
 
@@ -414,7 +438,9 @@ pub fn pretrain(
     settings.check()?;
     let architecture = start.architecture();
     check_corpus(corpus, architecture)?;
-    let length = (window.unwrap_or(u32::MAX).clamp(1, architecture.model.context) as usize)
+    let length = (window
+        .unwrap_or(u32::MAX)
+        .clamp(1, architecture.model.context) as usize)
         .min(corpus.len() - 1);
     let mut run = Run::new(start, settings, seed, device.open()?);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -498,7 +524,9 @@ pub enum TrainingError {
     #[error("there is no test example whose loss could be followed")]
     NoTestExamples,
     /// A curriculum over other training examples.
-    #[error("the curriculum trains on example {id}, but there are {train_count} training examples (0..{train_count})")]
+    #[error(
+        "the curriculum trains on example {id}, but there are {train_count} training examples (0..{train_count})"
+    )]
     UnknownExample {
         /// The largest id of the curriculum.
         id: u32,
@@ -552,7 +580,10 @@ mod tests {
             let length = 6 + i % 9;
             let answer_start = length as usize - 1 - (i % 2) as usize;
             let tokens = (0..length).map(|p| (i * 5 + p * p) % 12).collect();
-            TokenizedExample { tokens, answer_start }
+            TokenizedExample {
+                tokens,
+                answer_start,
+            }
         };
         (0..count).map(example).collect()
     }
@@ -622,7 +653,17 @@ mod tests {
         resume: Option<&Artifact>,
     ) -> Result<Weights, TrainingError> {
         let (train, test, curriculum) = (examples(20), test_set(), curriculum(10));
-        fine_tune(base, &train, &test, &curriculum, settings, 3, Device::Cpu, recording, resume)
+        fine_tune(
+            base,
+            &train,
+            &test,
+            &curriculum,
+            settings,
+            3,
+            Device::Cpu,
+            recording,
+            resume,
+        )
     }
 
     fn every_optimizer() -> Vec<Optimizer> {
@@ -644,7 +685,10 @@ mod tests {
             let mut whole = Recording::default();
             let expected = train(&base, &settings, &mut whole, None).unwrap();
 
-            let mut stopped = Recording { stop_after: Some(6), ..Recording::default() };
+            let mut stopped = Recording {
+                stop_after: Some(6),
+                ..Recording::default()
+            };
             let error = train(&base, &settings, &mut stopped, None).unwrap_err();
             assert!(matches!(error, TrainingError::Observer { step: 6, .. }));
             let (step, checkpoint) = &stopped.checkpoints[0];
@@ -654,7 +698,11 @@ mod tests {
 
             let mut rest = Recording::default();
             let resumed = train(&base, &settings, &mut rest, Some(&checkpoint)).unwrap();
-            assert_eq!(resumed.fingerprint(), expected.fingerprint(), "{optimizer:?}");
+            assert_eq!(
+                resumed.fingerprint(),
+                expected.fingerprint(),
+                "{optimizer:?}"
+            );
             assert!(whole.bits.ends_with(&rest.bits), "{optimizer:?}");
             assert_eq!(rest.checkpoints.last(), whole.checkpoints.last());
         }
@@ -686,7 +734,10 @@ mod tests {
             base,
             train: examples(2),
             test,
-            settings: TrainingSettings { eval_every: 10, ..settings(Optimizer::default()) },
+            settings: TrainingSettings {
+                eval_every: 10,
+                ..settings(Optimizer::default())
+            },
             device: Device::Cpu,
         };
         let curriculum = Curriculum::new(steps, 2).unwrap();
@@ -715,7 +766,15 @@ mod tests {
         let (train, curriculum) = (examples(20), curriculum(5));
         let (mut compare, settings) = (Compare(Vec::new()), settings(Optimizer::default()));
         fine_tune(
-            &base(0.0), &train, &test, &curriculum, &settings, 0, Device::Cpu, &mut compare, None,
+            &base(0.0),
+            &train,
+            &test,
+            &curriculum,
+            &settings,
+            0,
+            Device::Cpu,
+            &mut compare,
+            None,
         )
         .unwrap();
     }
@@ -727,18 +786,37 @@ mod tests {
             let settings = settings(Optimizer::default());
             let (train, test) = (examples(20), test_set());
             fine_tune(
-                &base(0.0), &train, &test, &curriculum, &settings, 0, Device::Cpu, &mut Silent,
+                &base(0.0),
+                &train,
+                &test,
+                &curriculum,
+                &settings,
+                0,
+                Device::Cpu,
+                &mut Silent,
                 None,
             )
             .unwrap()
         };
         let mut weighted = Step::new(vec![3, 7], Some(1e-3));
         weighted.weights = Some(vec![0.0, 1.0]);
-        let (a, b) = (final_weights(weighted), final_weights(Step::new(vec![7], Some(1e-3))));
+        let (a, b) = (
+            final_weights(weighted),
+            final_weights(Step::new(vec![7], Some(1e-3))),
+        );
         // The first step of AdamW divides the gradient by itself: compare where it is not tiny.
-        let distance: f32 = a.flat().iter().zip(b.flat()).map(|(a, b)| (a - b).abs()).sum();
-        let moved: f32 =
-            a.flat().iter().zip(base(0.0).flat()).map(|(a, b)| (a - b).abs()).sum();
+        let distance: f32 = a
+            .flat()
+            .iter()
+            .zip(b.flat())
+            .map(|(a, b)| (a - b).abs())
+            .sum();
+        let moved: f32 = a
+            .flat()
+            .iter()
+            .zip(base(0.0).flat())
+            .map(|(a, b)| (a - b).abs())
+            .sum();
         assert!(distance < 0.02 * moved, "{distance} {moved}");
     }
 
@@ -753,7 +831,12 @@ mod tests {
         };
         let mut recording = Recording::default();
         train(&base(0.0), &settings, &mut recording, None).unwrap();
-        assert!(recording.bits.iter().any(|&bits| !f32::from_bits(bits).is_finite()));
+        assert!(
+            recording
+                .bits
+                .iter()
+                .any(|&bits| !f32::from_bits(bits).is_finite())
+        );
     }
 
     #[test]
@@ -764,7 +847,10 @@ mod tests {
         let mut artifact = recording.checkpoints[0].1.clone();
         artifact.set_json("seed", &99_u64);
         let error = train(&base, &settings, &mut recording, Some(&artifact)).unwrap_err();
-        assert!(error.to_string().contains("seed is 99, expected 3"), "{error}");
+        assert!(
+            error.to_string().contains("seed is 99, expected 3"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -774,14 +860,31 @@ mod tests {
         let mut observer = Silent;
         let (base, settings) = (base(0.0), settings(Optimizer::default()));
         let error = fine_tune(
-            &base, &short, &test_set(), &curriculum(5), &settings, 0, Device::Cpu, &mut observer,
+            &base,
+            &short,
+            &test_set(),
+            &curriculum(5),
+            &settings,
+            0,
+            Device::Cpu,
+            &mut observer,
             None,
         )
         .unwrap_err();
-        assert!(error.to_string().contains("there are 10 training examples"), "{error}");
+        assert!(
+            error.to_string().contains("there are 10 training examples"),
+            "{error}"
+        );
         let none = EvaluationSet::new(Vec::new(), 4);
         let error = fine_tune(
-            &base, &examples(20), &none, &curriculum(5), &settings, 0, Device::Cpu, &mut observer,
+            &base,
+            &examples(20),
+            &none,
+            &curriculum(5),
+            &settings,
+            0,
+            Device::Cpu,
+            &mut observer,
             None,
         )
         .unwrap_err();
@@ -791,16 +894,26 @@ mod tests {
     #[test]
     fn pre_training_learns_a_repeating_text_and_repeats_itself() {
         let corpus: Vec<u32> = (0..400).map(|k| [1, 5, 2, 7, 3][k % 5]).collect();
-        let settings = TrainingSettings { steps: 60, ..settings(Optimizer::default()) };
+        let settings = TrainingSettings {
+            steps: 60,
+            ..settings(Optimizer::default())
+        };
         let run = || {
             let mut losses = Vec::new();
             let mut note = |_: u32, loss: f32| {
                 losses.push(loss);
                 Ok(())
             };
-            let weights =
-                pretrain(&base(0.0), &corpus, Some(10), &settings, 9, Device::Cpu, &mut note)
-                    .unwrap();
+            let weights = pretrain(
+                &base(0.0),
+                &corpus,
+                Some(10),
+                &settings,
+                9,
+                Device::Cpu,
+                &mut note,
+            )
+            .unwrap();
             (losses, weights.fingerprint())
         };
         let (losses, fingerprint) = run();

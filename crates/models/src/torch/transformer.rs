@@ -51,6 +51,31 @@ pub(super) struct Prefix {
     layers: Vec<(Tensor, Tensor)>,
 }
 
+/// A linear layer: its matrix, a bias right behind it or none, and which rows of both.
+struct Linear {
+    weight: usize,
+    has_bias: bool,
+    /// First row and number of rows; `None`: all.
+    rows: Option<(i64, i64)>,
+}
+
+impl Linear {
+    fn whole(weight: usize) -> Self {
+        Self {
+            weight,
+            has_bias: true,
+            rows: None,
+        }
+    }
+
+    fn rows(&self, first: i64, count: i64) -> Self {
+        Self {
+            rows: Some((first, count)),
+            ..*self
+        }
+    }
+}
+
 /// Where a parameter was used, for per-example gradients: its input and its output.
 pub(super) enum Use {
     /// `output = input · weight[rows]ᵀ + bias[rows]`, rows from `first_row` on.
@@ -93,7 +118,9 @@ impl Transformer {
     pub fn with_kind(weights: &Weights, device: tch::Device, kind: Kind) -> Self {
         let architecture = *weights.architecture();
         let layout = weights.layout().clone();
-        let flat = Tensor::from_slice(weights.flat()).to_device(device).to_kind(kind);
+        let flat = Tensor::from_slice(weights.flat())
+            .to_device(device)
+            .to_kind(kind);
         let parameters = views(&layout, &flat)
             .into_iter()
             .map(|view| view.detach().set_requires_grad(true))
@@ -153,14 +180,17 @@ impl Transformer {
     /// length]`; where an example has fewer answer tokens the rest is arbitrary and finite.
     pub(super) fn answer_log_probabilities(&self, batch: &Batch, mut extras: Extras) -> Tensor {
         let hidden = self.hidden(batch, &mut extras);
-        let width = i64::from(self.architecture.model.width);
-        let output = if self.architecture.model.tied_output {
+        let weight = if self.architecture.model.tied_output {
             TOKEN_EMBEDDING
         } else {
             self.parameters.len() - 1
         };
-        let logits = self.linear(&hidden, output, None, 0, 0, batch.size, &mut extras.tape);
-        debug_assert_eq!(hidden.size()[1], width);
+        let output = Linear {
+            weight,
+            has_bias: false,
+            rows: None,
+        };
+        let logits = self.linear(&hidden, &output, batch.size, &mut extras.tape);
         let targets = batch.answers.targets.unsqueeze(1);
         logits
             .log_softmax(-1, None)
@@ -225,9 +255,8 @@ impl Transformer {
         let size = batch.size;
         let normed = self.norm(&hidden, first + at::ATTENTION_NORM, size, &mut extras.tape);
         let attended = self.attention(layer, &normed, batch, answers, extras);
-        let output = first + at::ATTENTION_OUTPUT;
-        let attended =
-            self.linear(&attended, output, Some(output + 1), 0, 0, size, &mut extras.tape);
+        let output = Linear::whole(first + at::ATTENTION_OUTPUT);
+        let attended = self.linear(&attended, &output, size, &mut extras.tape);
         let hidden = match answers {
             Some(answers) => hidden.index_select(0, &answers.rows),
             None => hidden,
@@ -235,10 +264,14 @@ impl Transformer {
         let hidden = hidden + drop_out(attended, &mut extras.dropout);
 
         let normed = self.norm(&hidden, first + at::MLP_NORM, size, &mut extras.tape);
-        let (up, down) = (first + at::UP, first + at::DOWN);
-        let up = self.linear(&normed, up, Some(up + 1), 0, 0, size, &mut extras.tape);
-        let active = up.gelu("none");
-        let down = self.linear(&active, down, Some(down + 1), 0, 0, size, &mut extras.tape);
+        let (up, down) = (
+            Linear::whole(first + at::UP),
+            Linear::whole(first + at::DOWN),
+        );
+        let active = self
+            .linear(&normed, &up, size, &mut extras.tape)
+            .gelu("none");
+        let down = self.linear(&active, &down, size, &mut extras.tape);
         hidden + drop_out(down, &mut extras.dropout)
     }
 
@@ -253,19 +286,19 @@ impl Transformer {
     ) -> Tensor {
         let width = i64::from(self.architecture.model.width);
         let heads = i64::from(self.architecture.model.heads);
-        let qkv = FIRST_LAYER + at::PER_LAYER * layer + at::QKV;
+        let qkv = Linear::whole(FIRST_LAYER + at::PER_LAYER * layer + at::QKV);
         let size = batch.size;
         let tape = &mut extras.tape;
         let (queries, keys, values) = match answers {
             None => {
-                let rows = self.linear(normed, qkv, Some(qkv + 1), 0, 0, size, tape);
+                let rows = self.linear(normed, &qkv, size, tape);
                 let mut parts = split_heads(&rows, size, 3, heads).into_iter();
                 take_three(&mut parts)
             }
             Some(answers) => {
                 let asking = normed.index_select(0, &answers.rows);
-                let queries = self.linear(&asking, qkv, Some(qkv + 1), 0, width, size, tape);
-                let rows = self.linear(normed, qkv, Some(qkv + 1), width, 2 * width, size, tape);
+                let queries = self.linear(&asking, &qkv.rows(0, width), size, tape);
+                let rows = self.linear(normed, &qkv.rows(width, 2 * width), size, tape);
                 let queries = split_heads(&queries, size, 1, heads).into_iter();
                 take_three(&mut queries.chain(split_heads(&rows, size, 2, heads)))
             }
@@ -276,17 +309,19 @@ impl Transformer {
         let (keys, values) = match extras.prefix {
             Some(prefix) => {
                 let (first_keys, first_values) = &prefix.layers[layer];
-                (behind(first_keys, &keys, size), behind(first_values, &values, size))
+                (
+                    behind(first_keys, &keys, size),
+                    behind(first_values, &values, size),
+                )
             }
             None => (keys, values),
         };
         let mask = match answers {
             Some(answers) => answers.mask.shallow_clone(),
-            None => self.causal.narrow(0, batch.first_position, batch.length).narrow(
-                1,
-                0,
-                batch.first_position + batch.length,
-            ),
+            None => self
+                .causal
+                .narrow(0, batch.first_position, batch.length)
+                .narrow(1, 0, batch.first_position + batch.length),
         };
         let scale = 1.0 / ((width / heads) as f64).sqrt();
         let attention = mask
@@ -295,29 +330,26 @@ impl Transformer {
         join_heads(&attention.bmm(&values), size, heads)
     }
 
-    /// `input · W[first_row .. first_row + rows]ᵀ + b[…]`; `rows` 0 means all.
-    #[allow(clippy::too_many_arguments)]
+    /// `input · Wᵀ + b` with the rows of `W` and `b` that `linear` names.
     fn linear(
         &self,
         input: &Tensor,
-        weight: usize,
-        bias: Option<usize>,
-        first_row: i64,
-        rows: i64,
+        linear: &Linear,
         size: i64,
         tape: &mut Option<&mut Tape>,
     ) -> Tensor {
-        let part = |index: usize| match rows {
-            0 => self.parameters[index].shallow_clone(),
-            rows => self.parameters[index].narrow(0, first_row, rows),
+        let part = |index: usize| match linear.rows {
+            Some((first, count)) => self.parameters[index].narrow(0, first, count),
+            None => self.parameters[index].shallow_clone(),
         };
-        let output = input.linear(&part(weight), bias.map(part));
+        let bias = linear.has_bias.then_some(linear.weight + 1);
+        let output = input.linear(&part(linear.weight), bias.map(part));
         if let Some(tape) = tape {
             tape.outputs.push(output.shallow_clone());
             tape.uses.push(Use::Linear {
-                weight,
+                weight: linear.weight,
                 bias,
-                first_row,
+                first_row: linear.rows.map_or(0, |(first, _)| first),
                 input: per_example(input, size),
             });
         }
@@ -350,14 +382,19 @@ impl Transformer {
 pub(super) fn views(layout: &Layout, flat: &Tensor) -> Vec<Tensor> {
     let view = |spec: &crate::weights::ParameterSpec| {
         let shape: Vec<i64> = spec.shape.iter().map(|&length| length as i64).collect();
-        flat.narrow(0, spec.offset as i64, spec.len() as i64).view(&shape[..])
+        flat.narrow(0, spec.offset as i64, spec.len() as i64)
+            .view(&shape[..])
     };
     layout.specs().iter().map(view).collect()
 }
 
 /// All values as 32-bit floats.
 pub(super) fn to_vec(tensor: &Tensor) -> Vec<f32> {
-    let tensor = tensor.detach().to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
+    let tensor = tensor
+        .detach()
+        .to_device(tch::Device::Cpu)
+        .to_kind(Kind::Float)
+        .contiguous();
     let mut values = vec![0.0; tensor.numel()];
     let count = values.len();
     tensor.copy_data(&mut values, count);
@@ -428,7 +465,13 @@ impl Dropout {
         let keep = 1.0 - self.probability;
         let threshold = (self.probability * 4_294_967_296.0) as u32;
         let values: Vec<f32> = (0..like.numel())
-            .map(|_| if self.rng.next_u32() < threshold { 0.0 } else { (1.0 / keep) as f32 })
+            .map(|_| {
+                if self.rng.next_u32() < threshold {
+                    0.0
+                } else {
+                    (1.0 / keep) as f32
+                }
+            })
             .collect();
         Tensor::from_slice(&values)
             .to_device(like.device())
@@ -502,19 +545,25 @@ mod tests {
         let model = Transformer::with_kind(&weights(case.tied_output), tch::Device::Cpu, kind);
         let examples = examples();
         let members: Vec<&TokenizedExample> = examples.iter().collect();
-        let losses = model.losses(&Batch::new(&members, 0, Place::of(&model)), Extras::default());
+        let losses = model.losses(
+            &Batch::new(&members, 0, Place::of(&model)),
+            Extras::default(),
+        );
         for (k, expected) in case.losses.iter().enumerate() {
             let got = losses.double_value(&[k as i64]);
             assert!((got - expected).abs() < tolerance, "{got} {expected}");
         }
-        let gradients =
-            Tensor::run_backward(&[losses.sum(kind)], model.parameters(), false, false);
+        let gradients = Tensor::run_backward(&[losses.sum(kind)], model.parameters(), false, false);
         let mut expected = case.gradient.iter();
         for (spec, gradient) in model.layout().specs().iter().zip(gradients) {
             for k in 0..spec.len() {
                 let got = gradient.contiguous().view(-1).double_value(&[k as i64]);
                 let want = expected.next().unwrap();
-                assert!((got - want).abs() < tolerance, "{} {k}: {got} {want}", spec.name);
+                assert!(
+                    (got - want).abs() < tolerance,
+                    "{} {k}: {got} {want}",
+                    spec.name
+                );
             }
         }
         assert!(expected.next().is_none());
@@ -523,8 +572,7 @@ mod tests {
     /// Numbers by `ref_transformer.py` (PyTorch 2.13, `nn.TransformerEncoderLayer`).
     #[test]
     fn ref_losses_and_gradients_are_those_of_pytorch() {
-        let cases: Vec<Case> =
-            serde_json::from_str(include_str!("ref_transformer.json")).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(include_str!("ref_transformer.json")).unwrap();
         assert_eq!(cases.len(), 2);
         for case in &cases {
             check_against(case, Kind::Double, 1e-12);
@@ -534,8 +582,7 @@ mod tests {
 
     #[test]
     fn ref_evaluation_gives_the_losses_of_pytorch_in_the_order_of_the_examples() {
-        let cases: Vec<Case> =
-            serde_json::from_str(include_str!("ref_transformer.json")).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(include_str!("ref_transformer.json")).unwrap();
         for case in &cases {
             let model = Transformer::new(&weights(case.tied_output), tch::Device::Cpu);
             for batch_size in [1, 2, 64] {

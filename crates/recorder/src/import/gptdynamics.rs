@@ -1,7 +1,7 @@
 //! The layout of GPTDynamics, the run data of GPTfluence (Liu et al. 2024).
 
 use super::raw::{RawRun, RawStep, record_all};
-use super::{ImportReport, wrong};
+use super::{ImportReport, standard_json, wrong};
 use crate::error::{Place, RecorderError, Result};
 use crate::files;
 use crate::table_file::unreadable;
@@ -38,6 +38,19 @@ const LOSSES_FILE: &str = "all_loss_trajectory.out";
 /// # Reference
 /// Liu, Chai, Wang, Sun, Wang & Wu (2024), "On Training Data Influence of GPT Models",
 /// arXiv:2404.07840.
+///
+/// ```
+/// let folder = tempfile::tempdir()?;
+/// let run = folder.path().join("logs/seed-1");
+/// std::fs::create_dir_all(&run)?;
+/// std::fs::write(run.join("train_samples_id.json"), r#"{"step": 1, "samples_id": [0, 1]}"#)?;
+/// let line = r#"{"id": 0, "loss_trajectory": [{"step": 1, "loss": 2.5}]}"#;
+/// std::fs::write(run.join("all_loss_trajectory.out"), line)?;
+/// let out = folder.path().join("runs");
+/// let report = simfluence_recorder::import_gptdynamics(&folder.path().join("logs"), &out)?;
+/// assert_eq!(report.runs, vec!["seed-1"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn import_gptdynamics(dir: &Path, out: &Path) -> Result<ImportReport> {
     let mut folders = Vec::new();
     find_runs(dir, "", &mut folders)?;
@@ -50,7 +63,9 @@ pub fn import_gptdynamics(dir: &Path, out: &Path) -> Result<ImportReport> {
     let logs: Vec<Log> = read.into_iter().collect::<Result<_>>()?;
     let batches = logs.iter().flat_map(|log| log.steps.values().flatten());
     let (train, train_ids) = examples("train", batches, &mut warnings)?;
-    let tests = logs.iter().flat_map(|log| log.losses.iter().map(|(id, _)| id));
+    let tests = logs
+        .iter()
+        .flat_map(|log| log.losses.iter().map(|(id, _)| id));
     let (test, test_ids) = examples("test", tests, &mut warnings)?;
     let runs = logs
         .into_iter()
@@ -67,7 +82,8 @@ fn find_runs(dir: &Path, prefix: &str, found: &mut Vec<(String, PathBuf)>) -> Re
         let id = if prefix.is_empty() { &own } else { prefix };
         found.push((id.to_owned(), dir.to_owned()));
     } else if names.iter().any(|n| n == LOSSES_FILE) {
-        let message = format!("it has a {LOSSES_FILE} but no {STEPS_FILE}; what was trained is missing");
+        let message =
+            format!("it has a {LOSSES_FILE} but no {STEPS_FILE}; what was trained is missing");
         return Err(wrong(&Place::file(dir), message));
     }
     for name in names {
@@ -125,7 +141,8 @@ impl Log {
             if name == LOSSES_FILE {
                 log.read_losses()?;
             } else if name.starts_with("all_") && name.ends_with("_trajectory.out") {
-                log.warnings.push(format!("run {id}: {name} is not imported; only losses are"));
+                log.warnings
+                    .push(format!("run {id}: {name} is not imported; only losses are"));
             }
         }
         Ok(log)
@@ -141,7 +158,10 @@ impl Log {
                     self.id, line.step
                 )),
                 Some(_) => {
-                    let message = format!("step {} stands there twice, with different samples", line.step);
+                    let message = format!(
+                        "step {} stands there twice, with different samples",
+                        line.step
+                    );
                     return Err(wrong(&place, message));
                 }
                 None => drop(self.steps.insert(line.step, batch)),
@@ -162,7 +182,10 @@ impl Log {
                 }
                 let Some(loss) = number(&point.loss) else {
                     let place = place.at_example(format!("test example {:?}", token(&line.id)));
-                    let message = format!("the loss at step {} is {}, not a number", point.step, point.loss);
+                    let message = format!(
+                        "the loss at step {} is {}, not a number",
+                        point.step, point.loss
+                    );
                     return Err(wrong(&place, message));
                 };
                 points.push((point.step, loss));
@@ -170,8 +193,10 @@ impl Log {
             self.losses.push((token(&line.id), points));
         }
         if missing > 0 {
-            self.warnings
-                .push(format!("run {}: {missing} losses are null, that is missing", self.id));
+            self.warnings.push(format!(
+                "run {}: {missing} losses are null, that is missing",
+                self.id
+            ));
         }
         Ok(())
     }
@@ -190,7 +215,10 @@ impl Log {
         let mut losses: BTreeMap<i64, Vec<(u32, f32)>> = BTreeMap::new();
         for (test, points) in self.losses {
             for (step, loss) in points {
-                losses.entry(step).or_default().push((test_ids[&test], loss));
+                losses
+                    .entry(step)
+                    .or_default()
+                    .push((test_ids[&test], loss));
             }
         }
         RawRun {
@@ -198,7 +226,11 @@ impl Log {
             losses_place: Place::run(&self.folder.join(LOSSES_FILE), &self.id),
             id: self.id,
             info: RunInfo::new(RunStatus::Recording),
-            steps: self.steps.into_iter().map(|(s, batch)| (s, raw(batch))).collect(),
+            steps: self
+                .steps
+                .into_iter()
+                .map(|(s, batch)| (s, raw(batch)))
+                .collect(),
             losses,
         }
     }
@@ -230,32 +262,12 @@ fn json_lines<T: DeserializeOwned>(place: &Place) -> Result<Vec<T>> {
         if line.trim().is_empty() {
             continue;
         }
-        lines.push(serde_json::from_str(&standard_json(line)).map_err(|e| {
-            unreadable(place, "JSON lines", format!("line {}: {e}", index + 1))
-        })?);
+        lines
+            .push(serde_json::from_str(&standard_json(line)).map_err(|e| {
+                unreadable(place, "JSON lines", format!("line {}: {e}", index + 1))
+            })?);
     }
     Ok(lines)
-}
-
-/// Python writes NaN and infinities as bare words, which JSON does not know: they become texts.
-fn standard_json(line: &str) -> std::borrow::Cow<'_, str> {
-    if !line.contains("NaN") && !line.contains("Infinity") {
-        return line.into();
-    }
-    let mut out = String::with_capacity(line.len() + 16);
-    for (index, part) in line.split('"').enumerate() {
-        if index > 0 {
-            out.push('"');
-        }
-        // Between an even number of quotes stands JSON, else a text of its.
-        if index % 2 == 0 {
-            let part = part.replace("-Infinity", "\u{1}").replace("Infinity", "\"inf\"");
-            out += &part.replace('\u{1}', "\"-inf\"").replace("NaN", "\"NaN\"");
-        } else {
-            out += part;
-        }
-    }
-    out.into()
 }
 
 fn number(value: &Value) -> Option<f32> {
@@ -270,18 +282,5 @@ fn token(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bare_nan_and_infinity_become_texts_outside_of_texts() {
-        assert_eq!(
-            standard_json(r#"{"NaN": [NaN, -Infinity, Infinity, 1.0]}"#),
-            r#"{"NaN": ["NaN", "-inf", "inf", 1.0]}"#
-        );
     }
 }

@@ -86,8 +86,13 @@ fn prepare(
     check_contiguous(&run)?;
     let mut evaluations = BTreeMap::new();
     for (step, values) in std::mem::take(&mut run.losses) {
-        let place = run.losses_place.at_step(u32::try_from(step).unwrap_or(u32::MAX));
-        evaluations.insert(step, single_values(values, &place, &run.id, step, test, warnings)?);
+        let place = run
+            .losses_place
+            .at_step(u32::try_from(step).unwrap_or(u32::MAX));
+        evaluations.insert(
+            step,
+            single_values(values, &place, &run.id, step, test, warnings)?,
+        );
     }
     let last = run.steps.len() as i64;
     if let Some((&step, _)) = evaluations.range(last + 1..).next() {
@@ -98,7 +103,8 @@ fn prepare(
         return Err(RecorderError::invalid(run.losses_place, problem));
     }
     if let Some((step, _)) = evaluations.first_key_value().filter(|(step, _)| **step < 0) {
-        let message = format!("losses at step {step}; steps count from 1, and 0 is before any step");
+        let message =
+            format!("losses at step {step}; steps count from 1, and 0 is before any step");
         return Err(wrong(&run.losses_place, message));
     }
     leave_out_stale(&run.id, &mut evaluations, warnings);
@@ -141,7 +147,10 @@ fn count_from_one(run: &mut RawRun, warnings: &mut Vec<String>) {
         .into_iter()
         .map(|(step, raw)| (step + 1, raw))
         .collect();
-    let counts_updates = run.losses.last_key_value().is_some_and(|(&step, _)| step > last);
+    let counts_updates = run
+        .losses
+        .last_key_value()
+        .is_some_and(|(&step, _)| step > last);
     if counts_updates || run.losses.is_empty() {
         warnings.push(format!(
             "run {id}: its batches count from 0; they are now steps 1 to {}, the steps of its losses stay as they are",
@@ -161,7 +170,10 @@ fn count_from_one(run: &mut RawRun, warnings: &mut Vec<String>) {
 
 fn check_contiguous(run: &RawRun) -> Result<()> {
     if run.steps.is_empty() {
-        return Err(wrong(&run.steps_place, "there are no steps for this run, only losses"));
+        return Err(wrong(
+            &run.steps_place,
+            "there are no steps for this run, only losses",
+        ));
     }
     for (expected, &got) in (1..).zip(run.steps.keys()) {
         if got != expected {
@@ -189,7 +201,10 @@ fn single_values(
         if pair[0].0 == pair[1].0 && pair[0].1.to_bits() != pair[1].1.to_bits() {
             let key = test.get(pair[0].0).map_or("", |e| e.key.as_str());
             let message = format!("two different losses, {} and {}", pair[0].1, pair[1].1);
-            return Err(wrong(&place.at_example(format!("test example {key:?}")), message));
+            return Err(wrong(
+                &place.at_example(format!("test example {key:?}")),
+                message,
+            ));
         }
     }
     let before = values.len();
@@ -264,7 +279,9 @@ fn warn_about_initial(
             format!("no losses before the first step (L_0); its first ones are after step {step}")
         }
     };
-    warnings.push(format!("run {run}: it has {what}, and a simulation needs L_0 to start from"));
+    warnings.push(format!(
+        "run {run}: it has {what}, and a simulation needs L_0 to start from"
+    ));
 }
 
 fn as_losses(values: Vec<(u32, f32)>, test_count: usize) -> Losses {

@@ -1,6 +1,6 @@
 //! Long tables of somebody's: Parquet or CSV, any reasonable types.
 
-use super::wrong;
+use super::{standard_json, wrong};
 use crate::error::{Place, Problem, RecorderError, Result};
 use crate::files;
 use crate::table_file::{self, unreadable};
@@ -65,13 +65,18 @@ impl Sheet {
         let cast = series
             .cast(&DataType::String)
             .map_err(|e| self.wrong_type(column, "text", &series, &e))?;
-        let texts = cast.str().map_err(|e| self.wrong_type(column, "text", &series, &e))?;
+        let texts = cast
+            .str()
+            .map_err(|e| self.wrong_type(column, "text", &series, &e))?;
         let tidy = |text: &str| {
             let text = text.trim();
             let whole = text.strip_suffix(".0").filter(|w| w.parse::<i64>().is_ok());
             whole.unwrap_or(text).to_owned()
         };
-        Ok(texts.iter().map(|t| t.map(tidy).filter(|t| !t.is_empty())).collect())
+        Ok(texts
+            .iter()
+            .map(|t| t.map(tidy).filter(|t| !t.is_empty()))
+            .collect())
     }
 
     /// A column of texts, all there.
@@ -112,7 +117,9 @@ impl Sheet {
         let cast = series
             .cast(&DataType::Float32)
             .map_err(|e| self.wrong_type(column, "numbers", &series, &e))?;
-        let floats = cast.f32().map_err(|e| self.wrong_type(column, "numbers", &series, &e))?;
+        let floats = cast
+            .f32()
+            .map_err(|e| self.wrong_type(column, "numbers", &series, &e))?;
         Ok(floats.iter().collect())
     }
 
@@ -134,9 +141,16 @@ impl Sheet {
             let cast = list
                 .cast(&DataType::String)
                 .map_err(|e| self.wrong_type(column, "lists", &series, &e))?;
-            let texts = cast.str().map_err(|e| self.wrong_type(column, "lists", &series, &e))?;
+            let texts = cast
+                .str()
+                .map_err(|e| self.wrong_type(column, "lists", &series, &e))?;
             let texts: Option<Vec<String>> = texts.iter().map(|t| t.map(str::to_owned)).collect();
-            let missing = || wrong(&self.place, format!("row {row}: {column} has a missing entry"));
+            let missing = || {
+                wrong(
+                    &self.place,
+                    format!("row {row}: {column} has a missing entry"),
+                )
+            };
             rows.push(Some(texts.ok_or_else(missing)?));
         }
         Ok(rows)
@@ -146,7 +160,14 @@ impl Sheet {
         if !text.starts_with('[') {
             return Ok(text.split_whitespace().map(str::to_owned).collect());
         }
-        let values: Vec<serde_json::Value> = serde_json::from_str(text).map_err(|_| {
+        // Python writes lists of texts with single quotes.
+        let quoted = if text.contains('"') {
+            text.to_owned()
+        } else {
+            text.replace('\'', "\"")
+        };
+        let parsed = serde_json::from_str(&standard_json(&quoted));
+        let values: Vec<serde_json::Value> = parsed.map_err(|_| {
             let message = format!(
                 "row {row}: {column} is {text:?}; write [1, 2, 3], [\"a\", \"b\"] or 1 2 3"
             );

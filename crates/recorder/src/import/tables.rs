@@ -89,13 +89,34 @@ pub struct TableImport {
 /// losses for one test example at a step, unknown constants of an optimiser: each with file, run,
 /// step and example. A run of the same id in `out`; `out` has other examples or cannot be written.
 /// Nothing is written unless all runs can be read.
+///
+/// ```
+/// use simfluence_recorder::{RunSet, TableImport, import_tables};
+/// let folder = tempfile::tempdir()?;
+/// let import = TableImport {
+///     steps: folder.path().join("steps.csv"),
+///     losses: folder.path().join("losses.csv"),
+///     ..TableImport::default()
+/// };
+/// std::fs::write(&import.steps, "run,step,batch\na,1,0 1\n")?;
+/// std::fs::write(&import.losses, "run,step,test_id,loss\na,0,0,3.0\na,1,0,2.5\n")?;
+/// let out = folder.path().join("runs");
+/// assert!(import_tables(&import, &out)?.warnings.is_empty());
+/// assert_eq!(RunSet::open(&out)?.read_run("a")?.trajectory.values(), &[3.0, 2.5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn import_tables(import: &TableImport, out: &Path) -> Result<ImportReport> {
     let names = &import.columns;
     let mut warnings = Vec::new();
     let steps = Sheet::read(&import.steps)?;
     let losses = Sheet::read(&import.losses)?;
-    let step_columns =
-        [&names.run, &names.step, &names.batch, &names.learning_rate, &names.batch_loss];
+    let step_columns = [
+        &names.run,
+        &names.step,
+        &names.batch,
+        &names.learning_rate,
+        &names.batch_loss,
+    ];
     steps.warn_about_others(&step_columns.map(String::as_str), &mut warnings);
     let loss_columns = [&names.run, &names.step, &names.test_id, &names.loss];
     losses.warn_about_others(&loss_columns.map(String::as_str), &mut warnings);
@@ -156,8 +177,14 @@ fn add_steps(
         let place = Place::run(&import.steps, &ids[row]);
         let place = place.at_step(u32::try_from(numbers[row]).unwrap_or_default());
         let batch_loss = batch_losses[row].as_ref().map(|texts| {
-            let parsed: std::result::Result<Vec<f32>, _> = texts.iter().map(|t| t.parse()).collect();
-            parsed.map_err(|_| wrong(&place, format!("{} has an entry that is not a number", names.batch_loss)))
+            let parsed: std::result::Result<Vec<f32>, _> =
+                texts.iter().map(|t| t.parse()).collect();
+            parsed.map_err(|_| {
+                wrong(
+                    &place,
+                    format!("{} has an entry that is not a number", names.batch_loss),
+                )
+            })
         });
         let step = RawStep {
             batch: train.resolve_all(&batches[row], "training example", &place)?,
@@ -206,7 +233,9 @@ fn add_losses(
     }
     if missing > 0 {
         let file = import.losses.display();
-        warnings.push(format!("{file}: {missing} losses are empty, that is missing"));
+        warnings.push(format!(
+            "{file}: {missing} losses are empty, that is missing"
+        ));
     }
     Ok(())
 }
@@ -267,27 +296,42 @@ fn add_settings(
         }
         match runs.get_mut(id) {
             Some(run) => run.info = settings(cells, names, &place)?,
-            None => warnings.push(format!("{place}: the run has neither steps nor losses; it is not imported")),
+            None => warnings.push(format!(
+                "{place}: the run has neither steps nor losses; it is not imported"
+            )),
         }
     }
     for id in runs.keys().filter(|id| !seen.contains(id)) {
-        warnings.push(format!("{}: run {id} is not in the table; its settings are unknown", path.display()));
+        warnings.push(format!(
+            "{}: run {id} is not in the table; its settings are unknown",
+            path.display()
+        ));
     }
     Ok(())
 }
 
-fn settings(mut cells: BTreeMap<&str, &str>, names: &ColumnNames, place: &Place) -> Result<RunInfo> {
+fn settings(
+    mut cells: BTreeMap<&str, &str>,
+    names: &ColumnNames,
+    place: &Place,
+) -> Result<RunInfo> {
     let mut object = Map::new();
     object.insert("status".into(), "recording".into());
     for name in SETTINGS {
         if let Some(text) = cells.remove(name) {
             // Names stay texts even where they look like numbers.
             let named = matches!(name, "base_model" | "loss" | "device");
-            let value = if named { Value::from(text) } else { guess(text) };
+            let value = if named {
+                Value::from(text)
+            } else {
+                guess(text)
+            };
             object.insert(name.into(), value);
         }
     }
-    let optimizer = cells.remove(names.optimizer.as_str()).or_else(|| cells.remove("optimizer"));
+    let optimizer = cells
+        .remove(names.optimizer.as_str())
+        .or_else(|| cells.remove("optimizer"));
     if let Some(optimizer) = optimizer {
         let mut constants = Map::new();
         constants.insert("name".into(), optimizer.to_lowercase().into());
@@ -298,20 +342,30 @@ fn settings(mut cells: BTreeMap<&str, &str>, names: &ColumnNames, place: &Place)
         }
         let parsed: Optimizer = serde_json::from_value(Value::Object(constants))
             .map_err(|e| wrong(place, format!("the optimiser {optimizer:?}: {e}")))?;
-        object.insert("optimizer".into(), serde_json::to_value(parsed).unwrap_or_default());
+        object.insert(
+            "optimizer".into(),
+            serde_json::to_value(parsed).unwrap_or_default(),
+        );
     }
     let design = design(&mut cells, place)?;
     let mut info: RunInfo = serde_json::from_value(Value::Object(object))
         .map_err(|e| wrong(place, format!("a setting is not what it should be: {e}")))?;
     info.design = design;
-    info.extra = cells.into_iter().map(|(k, text)| (k.to_owned(), guess(text))).collect();
+    info.extra = cells
+        .into_iter()
+        .map(|(k, text)| (k.to_owned(), guess(text)))
+        .collect();
     Ok(info)
 }
 
 fn design(cells: &mut BTreeMap<&str, &str>, place: &Place) -> Result<RunDesign> {
     let split = cells.remove("split").map(|name| {
-        split_from_name(name)
-            .ok_or_else(|| wrong(place, format!("unknown split {name:?}; it is train or held-out")))
+        split_from_name(name).ok_or_else(|| {
+            wrong(
+                place,
+                format!("unknown split {name:?}; it is train or held-out"),
+            )
+        })
     });
     let edit = match (cells.remove("base_run"), cells.remove("edit")) {
         (Some(base_run), Some(kind)) => Some(Edit {
@@ -321,7 +375,12 @@ fn design(cells: &mut BTreeMap<&str, &str>, place: &Place) -> Result<RunDesign> 
             label: cells.remove("edit_label").unwrap_or_default().to_owned(),
         }),
         (None, None) => None,
-        _ => return Err(wrong(place, "base_run and edit must both be given, or neither")),
+        _ => {
+            return Err(wrong(
+                place,
+                "base_run and edit must both be given, or neither",
+            ));
+        }
     };
     Ok(RunDesign {
         design: cells.remove("design").unwrap_or_default().to_owned(),
@@ -366,7 +425,10 @@ impl Known {
             .zip(&keys)
             .filter_map(|(position, key)| Some((key.parse().ok()?, position)))
             .collect();
-        let all = keys.into_iter().map(|key| Example::new(key, dataset)).collect();
+        let all = keys
+            .into_iter()
+            .map(|key| Example::new(key, dataset))
+            .collect();
         let examples = Examples::new(all).map_err(|e| RecorderError::invalid(place.clone(), e))?;
         Ok(Self { examples, by_id })
     }
@@ -414,14 +476,20 @@ impl Known {
     }
 
     fn resolve(&self, token: &str) -> Option<u32> {
-        let by_id = token.parse().ok().and_then(|id: i64| self.by_id.get(&id).copied());
+        let by_id = token
+            .parse()
+            .ok()
+            .and_then(|id: i64| self.by_id.get(&id).copied());
         by_id.or_else(|| self.examples.id_of(token))
     }
 
     fn resolve_all(&self, tokens: &[String], what: &str, place: &Place) -> Result<Vec<u32>> {
         tokens
             .iter()
-            .map(|token| self.resolve(token).ok_or_else(|| unknown(place, what, token)))
+            .map(|token| {
+                self.resolve(token)
+                    .ok_or_else(|| unknown(place, what, token))
+            })
             .collect()
     }
 }
@@ -443,7 +511,9 @@ pub(super) fn ordered_keys(ids: &[String]) -> Vec<String> {
 
 /// What to say if the ids of a log are not the ids of the run set.
 pub(super) fn renumbering(dataset: &str, keys: &[String]) -> Option<String> {
-    let same = (0..).zip(keys).all(|(id, key): (usize, _)| key.parse() == Ok(id));
+    let same = (0..)
+        .zip(keys)
+        .all(|(id, key): (usize, _)| key.parse() == Ok(id));
     (!same && !keys.is_empty()).then(|| {
         format!(
             "the {dataset} examples are numbered anew from 0 in the order of their ids {} to {}; their ids are now their keys",
