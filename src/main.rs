@@ -42,10 +42,23 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", message(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes; a cause that the message before it already tells is not repeated.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !message.contains(&cause) {
+            message.push_str(": ");
+            message.push_str(&cause);
+        }
+    }
+    message
 }
 
 /// What a command that trains says in a build that cannot.
@@ -62,3 +75,19 @@ fn needs_torch(command: &str) -> String {
 /// The LibTorch that the bindings expect.
 #[cfg(not(feature = "torch"))]
 const TORCH_VERSION: &str = "2.13.0";
+
+#[cfg(test)]
+mod tests {
+    use super::message;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let inner = anyhow::anyhow!("the disk is full");
+        assert_eq!(
+            message(&inner.context("run a: the disk is full")),
+            "run a: the disk is full"
+        );
+        let inner = anyhow::anyhow!("the disk is full");
+        assert_eq!(message(&inner.context("run a")), "run a: the disk is full");
+    }
+}

@@ -4,7 +4,6 @@ use crate::lanes::{Kernel, LANES, MulAdd, axpy, dispatch};
 use crate::teacher_forced::{centre, neutral};
 use crate::{Exposures, Shrinkage, Variant};
 use rayon::prelude::*;
-use std::borrow::Cow;
 
 /// `A` and `B` of `n` training and `m` test examples.
 ///
@@ -163,7 +162,9 @@ impl Parameters {
         assert_eq!(initial.len(), self.test_count, "initial losses");
         let columns: Vec<Vec<[f32; LANES]>> = (0..self.blocks.len())
             .into_par_iter()
-            .map(|block| self.simulate_block(exposures, initial, block))
+            .map_init(Vec::new, |scratch, block| {
+                self.simulate_block(exposures, initial, block, scratch)
+            })
             .collect();
         let mut losses = vec![0.0; (exposures.len() + 1) * self.test_count];
         if self.test_count == 0 {
@@ -186,6 +187,7 @@ impl Parameters {
         exposures: &Exposures,
         initial: &[f32],
         block: usize,
+        scratch: &mut Vec<[f64; LANES]>,
     ) -> Vec<[f32; LANES]> {
         let first = block * LANES;
         let mut start = [0.0; LANES];
@@ -194,16 +196,16 @@ impl Parameters {
         }
         // Read in order the parameters come in at the speed of memory; gathered they would come
         // at its latency. Worth it where most of them are needed.
-        let parameters = if exposures.values().len() >= self.train_count {
-            Cow::Owned(self.blocks[block].clone())
-        } else {
-            Cow::Borrowed(&self.blocks[block])
-        };
+        let mut parameters = &self.blocks[block];
+        if exposures.values().len() >= self.train_count {
+            scratch.clone_from(parameters);
+            parameters = scratch;
+        }
         let mut column = Vec::with_capacity(exposures.len() + 1);
         column.push(start.map(|v| v as f32));
         roll_out(
             self.variant,
-            &parameters,
+            parameters,
             exposures,
             0..exposures.len(),
             start,
