@@ -31,7 +31,7 @@ test: setup
 
 # Criterion's benchmarks, then the same work done by what people use today.
 bench: setup
-	cargo bench --features torch --workspace
+	cargo bench --features torch --workspace --bench run_sets --bench fit_and_simulate
 	./benches/peers/run.sh
 
 # Formatting, lints and docs with warnings denied, and the build without LibTorch.

@@ -35,6 +35,7 @@ mod recording {
     use std::path::Path;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
+    use std::time::Instant;
 
     /// Everything that all runs of a recording have in common.
     struct Recording<'a> {
@@ -148,6 +149,7 @@ mod recording {
             );
             let steps: usize = open.iter().map(|run| run.curriculum.len()).sum();
             self.progress.begin("training steps", steps as u64);
+            let started = Instant::now();
             let next = AtomicUsize::new(0);
             let failed: Mutex<Option<anyhow::Error>> = Mutex::new(None);
             std::thread::scope(|scope| {
@@ -173,7 +175,11 @@ mod recording {
             self.progress.end();
             match failed.into_inner().expect("no panic with it") {
                 Some(error) => Err(error),
-                None => Ok(()),
+                None => {
+                    let minutes = started.elapsed().as_secs_f64() / 60.0;
+                    eprintln!("recorded {} runs in {minutes:.1} min", open.len());
+                    Ok(())
+                }
             }
         }
 

@@ -17,6 +17,7 @@ use simfluence_simulators::gradcos::GradCos;
 use simfluence_simulators::graddot::GradDot;
 use simfluence_simulators::tracin::TracinCp;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Key of the training settings in `run.json`.
 pub const TRAINING: &str = "training";
@@ -152,6 +153,7 @@ fn pretrain_base(
     };
     progress.begin("pre-training steps", u64::from(pretraining.steps));
     let mut recent = 0.0;
+    let start_time = Instant::now();
     let weights = pretrain(
         &start,
         &prepared.corpus_tokens,
@@ -170,7 +172,10 @@ fn pretrain_base(
         },
     )?;
     progress.end();
-    eprintln!("pre-trained: loss {recent:.3} nats per token at the end");
+    eprintln!(
+        "pre-trained in {:.1} min: loss {recent:.3} nats per token at the end",
+        start_time.elapsed().as_secs_f64() / 60.0
+    );
     Ok(weights)
 }
 
