@@ -267,7 +267,7 @@ mod recording {
                 design: planned.design.clone(),
                 software: [
                     ("simfluence", env!("CARGO_PKG_VERSION")),
-                    ("libtorch", "2.13.0"),
+                    ("libtorch", simfluence_models::LIBTORCH_VERSION),
                 ]
                 .map(|(name, version)| (name.to_owned(), version.to_owned()))
                 .into(),

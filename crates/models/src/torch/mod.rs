@@ -15,3 +15,19 @@ pub use training::{
     pretrain,
 };
 pub use transformer::Transformer;
+
+/// Version of the LibTorch that this was built with, such as `2.13.0`; `unknown` where its headers
+/// do not say.
+pub const LIBTORCH_VERSION: &str = env!("SIMFLUENCE_LIBTORCH_VERSION");
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_version_of_libtorch_stands_in_its_headers() {
+        let parts: Vec<u32> = super::LIBTORCH_VERSION
+            .split('.')
+            .map(|part| part.parse().unwrap())
+            .collect();
+        assert!(parts.len() == 3 && parts[0] >= 2, "{parts:?}");
+    }
+}
