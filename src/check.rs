@@ -120,24 +120,41 @@ fn range<T: PartialEq + Display>(min: T, max: T) -> String {
 /// that the most is expected of: ordinary ones, or all complete ones where there are none.
 fn require_learning(args: &CheckArgs, share: f64) -> Result<()> {
     let set = RunSet::open(&args.run_set)?;
-    let mut infos = Vec::new();
+    let (mut infos, mut diverged) = (Vec::new(), Vec::new());
     for id in set.run_ids()? {
         let info = set.read_info(&id)?;
+        if info.status == RunStatus::Diverged && info.design.edit.is_none() {
+            diverged.push(id.clone());
+        }
         if info.status == RunStatus::Complete && info.design.edit.is_none() {
             infos.push((id, info.design.design == "ordinary"));
         }
     }
     let any_ordinary = infos.iter().any(|(_, ordinary)| *ordinary);
     infos.retain(|(_, ordinary)| *ordinary || !any_ordinary);
-    let mut worst: f64 = 0.0;
+    let mut learned = !infos.is_empty();
     for (id, _) in &infos {
         let run = set.read_run(id)?;
         let (before, after) = mean_losses(&run)?;
         let ratio = after / before;
-        println!("  learning: {id}: mean test loss {before:.3} → {after:.3} ({ratio:.2}×)");
-        worst = worst.max(ratio);
+        let line = format!("learning: {id}: mean test loss {before:.3} → {after:.3} ({ratio:.2}×)");
+        match args.format {
+            Format::Table => println!("  {line}"),
+            // Standard output is one document there.
+            Format::Json | Format::Csv => eprintln!("{line}"),
+        }
+        // False for NaN too.
+        learned &= ratio <= 1.0 - share;
     }
-    if infos.is_empty() || worst > 1.0 - share {
+    if !diverged.is_empty() && (infos.is_empty() || !learned) {
+        bail!(
+            "{} run(s) diverged in {}, {} the first: lower training.learning_rate and record again",
+            diverged.len(),
+            args.run_set.display(),
+            diverged[0]
+        );
+    }
+    if !learned {
         bail!(
             "fine-tuning does not lower the mean test loss by {:.0} % in {}: without learning every comparison is noise. Pre-train the base model longer, or raise training.learning_rate or training.steps, and record again",
             100.0 * share,
@@ -147,11 +164,29 @@ fn require_learning(args: &CheckArgs, share: f64) -> Result<()> {
     Ok(())
 }
 
+/// Mean loss before the first step and at the last evaluation, over the test examples that were
+/// measured at both.
 fn mean_losses(run: &Run) -> Result<(f64, f64)> {
-    let mean =
-        |losses: &[f32]| losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64;
-    let initial = run.trajectory.initial();
-    let before = initial.with_context(|| format!("run {} has no losses before step 1", run.id))?;
-    let last = run.trajectory.last().unwrap_or(before);
-    Ok((mean(before), mean(last)))
+    let losses = &run.trajectory;
+    let first = losses
+        .index_of(0)
+        .with_context(|| format!("run {} has no losses before step 1", run.id))?;
+    let last = losses.steps().len() - 1;
+    let both: Vec<(f64, f64)> = (0..losses.test_count())
+        .filter_map(|test| {
+            let (before, after) = (losses.get(first, test)?, losses.get(last, test)?);
+            Some((f64::from(before), f64::from(after)))
+        })
+        .collect();
+    if both.is_empty() {
+        bail!(
+            "run {}: no test example was measured both before step 1 and at the last evaluation",
+            run.id
+        );
+    }
+    let count = both.len() as f64;
+    let (before, after) = both
+        .iter()
+        .fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
+    Ok((before / count, after / count))
 }

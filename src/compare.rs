@@ -4,9 +4,11 @@ use crate::attribute;
 use crate::cli::{AttributionMethod, CompareArgs, CompareMethod, Format};
 use crate::cost::{Cost, measured};
 use crate::runs::OpenRuns;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde_json::Value;
 use simfluence_core::design::DesignKind;
-use simfluence_core::{EditKind, Fit, NoProgress, Progress, Run, Scores, Simulator};
+use simfluence_core::{Artifact, EditKind, Fit, NoProgress, Progress, Run, Scores, Simulator};
 use simfluence_evaluation::plots::{
     CurvesPlot, ScatterPlot, curves, final_scatter, mse_bars, scatter_points,
 };
@@ -97,7 +99,16 @@ fn fit_all(
         if wants(args, simfluence_method(variant)) {
             let (fit, cost) =
                 measured(|| crate::fit::with_defaults(variant, open, &split.train, progress));
-            fitted.push(named(Box::new(fit?), cost));
+            match fit {
+                Ok(fit) => fitted.push(named(Box::new(fit), cost)),
+                // As below: runs that were measured rarely still have their other rows.
+                Err(error) if args.methods.is_empty() => {
+                    let method = simfluence_method(variant).to_possible_value();
+                    let name = method.expect("no method is skipped").get_name().to_owned();
+                    eprintln!("left out: {name}: {error:#}");
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
     for method in [
@@ -119,12 +130,15 @@ fn fit_all(
         }
     }
     for path in &args.scores {
-        let scores = Scores::from_artifact(&read_artifact(path)?)
-            .with_context(|| format!("{}", path.display()))?;
+        let artifact = read_artifact(path)?;
+        refuse_judging_runs(path, &artifact, split)?;
+        let scores =
+            Scores::from_artifact(&artifact).with_context(|| format!("{}", path.display()))?;
         open.check_keys(path, &scores.train_keys, &scores.test_keys)?;
         fitted.extend(additive(&scores, &split.train, n, Cost::default())?);
     }
     for path in &args.simulator {
+        refuse_judging_runs(path, &read_artifact(path)?, split)?;
         let simulator = open.load_simulator(path)?;
         let stem = path.file_stem().unwrap_or(path.as_os_str());
         fitted.push(Fitted {
@@ -134,6 +148,33 @@ fn fit_all(
         });
     }
     Ok(fitted)
+}
+
+/// Fails if a file was made from a run that judges here.
+fn refuse_judging_runs(path: &Path, artifact: &Artifact, split: &SplitRuns<'_>) -> Result<()> {
+    let provenance: Value = artifact.json("provenance").unwrap_or_default();
+    let own: Value = artifact.json("training_runs").unwrap_or_default();
+    let made_from: Vec<&str> = [&own, &provenance["training_runs"]]
+        .into_iter()
+        .filter_map(Value::as_array)
+        .flatten()
+        .chain([&provenance["reference_run"]])
+        .filter_map(Value::as_str)
+        .collect();
+    let judges = split.held_out.iter().copied();
+    let edits = split.suite.iter().map(|pair| pair.edited);
+    let judges: Vec<&Run> = judges.chain(edits).collect();
+    match judges
+        .iter()
+        .find(|run| made_from.contains(&run.id.as_str()))
+    {
+        None => Ok(()),
+        Some(run) => bail!(
+            "{}: it was made from run {}, which judges here; make it from training runs only, or choose other runs with --train-runs and --test-runs",
+            path.display(),
+            run.id
+        ),
+    }
 }
 
 fn wants(args: &CompareArgs, method: CompareMethod) -> bool {

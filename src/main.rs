@@ -26,6 +26,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     #[cfg(feature = "torch")]
     environment::let_threads_sleep();
+    end_quietly_on_closed_pipe();
     let cli = Cli::parse();
     let progress = progress::TerminalProgress::default();
     let result = match &cli.command {
@@ -41,11 +42,35 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::from(CLOSED_PIPE),
         Err(error) => {
             eprintln!("error: {}", message(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Exit status of programs that SIGPIPE ends, as shells report it.
+const CLOSED_PIPE: u8 = 141;
+
+/// `simfluence … | head` closes the pipe early. `println!` panics then; that is no fault of ours.
+fn end_quietly_on_closed_pipe() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload().downcast_ref::<String>();
+        if message.is_some_and(|m| m.contains("stdout") && m.contains("Broken pipe")) {
+            std::process::exit(i32::from(CLOSED_PIPE));
+        }
+        report(panic);
+    }));
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 /// An error with its causes; a cause that the message before it already tells is not repeated.

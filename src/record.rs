@@ -22,7 +22,7 @@ mod recording {
     use crate::train::{BaseModel, TRAINING};
     use anyhow::{Context, bail};
     use simfluence_core::design::PlannedRun;
-    use simfluence_core::{Artifact, BoxError, RunInfo, RunStatus};
+    use simfluence_core::{Artifact, BoxError, Curriculum, RunInfo, RunStatus};
     use simfluence_evaluation::RunSelection;
     use simfluence_models::{
         Device, Evaluation, EvaluationSet, PreparedTask, StepRecord as Trained, Task,
@@ -56,7 +56,9 @@ mod recording {
         let device: Device = args.device.parse()?;
         let set = RunSet::create_or_open(&args.out, &prepared.train, &prepared.test)?;
         let plan = plan_of(args, &prepared, &set)?;
-        keep_task(&args.task, &args.out)?;
+        let mut settings = task.training.clone();
+        settings.checkpoint_every = args.resume_every.or(settings.checkpoint_every);
+        check_against_recorded(&settings, &set)?;
         let base = BaseModel::load_or_pretrain(&set, &prepared, device, progress)?;
         eprintln!(
             "model: {} parameters; {} training and {} test examples; {} runs of {} steps",
@@ -66,8 +68,8 @@ mod recording {
             plan.len(),
             task.training.steps
         );
-        let mut settings = task.training.clone();
-        settings.checkpoint_every = args.resume_every.or(settings.checkpoint_every);
+        // Only now: what does not fit the run set has been refused.
+        keep_task(&args.task, &args.out)?;
         let recording = Recording {
             set: &set,
             fingerprint: base.weights.fingerprint(),
@@ -119,6 +121,31 @@ mod recording {
             path.display(),
             path.display()
         )
+    }
+
+    /// The runs of a run set are trained by the same settings, so that they can be compared.
+    fn check_against_recorded(settings: &TrainingSettings, set: &RunSet) -> Result<()> {
+        // What does not change what is learned may change.
+        let essential = |settings: &TrainingSettings| TrainingSettings {
+            threads: 1,
+            checkpoint_every: None,
+            ..settings.clone()
+        };
+        for id in set.run_ids()? {
+            let info = set.read_info(&id)?;
+            let Some(stored) = info.extra.get(TRAINING) else {
+                continue;
+            };
+            let stored: TrainingSettings = serde_json::from_value(stored.clone())
+                .with_context(|| format!("run {id}: the recorded training settings"))?;
+            if essential(&stored) != essential(settings) {
+                bail!(
+                    "run {id} of {} was trained by other [training] settings (its run.json has them); record into another folder, or go on with the task file kept there, task.toml",
+                    set.path().display()
+                );
+            }
+        }
+        Ok(())
     }
 
     fn keep_task(task: &Path, folder: &Path) -> Result<()> {
@@ -181,6 +208,16 @@ mod recording {
                     Ok(())
                 }
             }
+        }
+
+        /// Whether a curriculum has the learning rates of the settings; designs and edits may give
+        /// it rates of its own.
+        fn follows_schedule(&self, curriculum: &Curriculum) -> bool {
+            let steps = curriculum.steps();
+            (1..).zip(steps).all(|(step, update)| {
+                let scheduled = self.settings.learning_rate_at(step, steps.len() as u32);
+                update.learning_rate.is_none_or(|rate| rate == scheduled)
+            })
         }
 
         fn is_finished(&self, run: &str) -> bool {
@@ -257,7 +294,9 @@ mod recording {
                 seed: Some(planned.seed),
                 base_model: Some(self.fingerprint.clone()),
                 optimizer: Some(self.settings.optimizer),
-                schedule: Some(self.settings.schedule),
+                schedule: self
+                    .follows_schedule(&planned.curriculum)
+                    .then_some(self.settings.schedule),
                 batch_size: Some(self.settings.batch_size),
                 planned_steps: Some(planned.curriculum.len() as u32),
                 trainable_parameters: Some(self.base.architecture().parameter_count() as u64),

@@ -217,10 +217,18 @@ fn a_run_set_is_not_mixed_with_another_design() {
             "train-000,held-out-000",
         ],
     );
-    let other = TASK.replace("steps = 12", "steps = 13");
-    std::fs::write(path.join("other.toml"), other).unwrap();
-    let message = fail(path, &["record", "other.toml", "--out", "runs"]);
-    assert!(message.contains("another folder"), "{message}");
+    for (ours, others) in [
+        ("steps = 12", "steps = 13"),
+        ("adamw", "adam"),
+        ("width = 16", "width = 32"),
+    ] {
+        let other = TASK.replace(ours, others);
+        std::fs::write(path.join("other.toml"), other).unwrap();
+        let message = fail(path, &["record", "other.toml", "--out", "runs"]);
+        assert!(message.contains("another folder"), "{message}");
+        let kept = std::fs::read_to_string(path.join("runs/task.toml")).unwrap();
+        assert_eq!(kept, TASK);
+    }
     let message = fail(
         path,
         &[

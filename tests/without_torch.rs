@@ -151,6 +151,78 @@ fn what_is_wrong_is_said_with_what_to_do() {
 }
 
 #[test]
+fn learning_is_judged_by_what_was_measured_before_and_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    std::fs::write(path.join("steps.csv"), "run,step,batch\na,1,0 1\na,2,1 0\n").unwrap();
+    // Test example 0 does not learn; example 1 is measured before the first step only.
+    let losses = "run,step,test_id,loss\na,0,0,3.0\na,0,1,3.0\na,1,0,3.0\na,2,0,3.0\n";
+    std::fs::write(path.join("losses.csv"), losses).unwrap();
+    let args = ["--steps", "steps.csv", "--losses", "losses.csv"];
+    succeed(
+        path,
+        &[&["import", "tables", "--out", "runs"], &args[..]].concat(),
+    );
+    let message = fail(path, &["check", "runs", "--learned", "0.5"]);
+    assert!(message.contains("without learning"), "{message}");
+    let args = ["check", "runs", "--learned", "0.0", "--format", "json"];
+    assert!(json(path, &args)["runs"].is_array());
+}
+
+#[test]
+fn a_simulator_made_from_a_judging_run_is_refused() {
+    let folder = imported();
+    let path = folder.path();
+    let report = json(path, &["check", "runs", "--format", "json"]);
+    let first = report["runs"][0]["id"].as_str().unwrap();
+    for method in ["simfluence-linear", "mean-run"] {
+        let fitted_without_first = ["fit", "runs", "--out", "s.safetensors", "--method", method];
+        succeed(
+            path,
+            &[&fitted_without_first[..], &["--test-runs", first]].concat(),
+        );
+        let compare = ["compare", "runs", "--simulator", "s.safetensors"];
+        succeed(path, &[&compare[..], &["--test-runs", first]].concat());
+        let other = report["runs"][1]["id"].as_str().unwrap();
+        let message = fail(path, &[&compare[..], &["--test-runs", other]].concat());
+        assert!(
+            message.contains(other) && message.contains("judges"),
+            "{message}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_error() {
+    use std::io::Read;
+    let folder = imported();
+    succeed(folder.path(), &["fit", "runs", "--out", "s.safetensors"]);
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_simfluence"))
+        .args(["simulate", "s.safetensors", "--run-set", "runs", "--run"])
+        .arg(
+            json(folder.path(), &["check", "runs", "--format", "json"])["runs"][0]["id"]
+                .as_str()
+                .unwrap(),
+        )
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(program.stdout.take());
+    let mut message = String::new();
+    program
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut message)
+        .unwrap();
+    assert_eq!(program.wait().unwrap().code(), Some(141));
+    assert_eq!(message, "");
+}
+
+#[test]
 fn wrong_usage_has_its_own_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let output = common::simfluence(folder.path(), &["whatif"]);

@@ -146,7 +146,8 @@ impl TrainingSettings {
             at_least_one(setting, got)?;
         }
         positive("learning_rate", self.learning_rate)?;
-        positive("gradient_clip", self.gradient_clip.unwrap_or(1.0))
+        positive("gradient_clip", self.gradient_clip.unwrap_or(1.0))?;
+        check_optimizer(&self.optimizer)
     }
 
     /// `η_t` of step `step` (counted from 1) of `steps`, where the curriculum gives none.
@@ -164,6 +165,91 @@ impl TrainingSettings {
         self.checkpoint_every
             .is_some_and(|every| step == steps || step.is_multiple_of(every))
     }
+}
+
+/// The ranges that PyTorch asks for too.
+fn check_optimizer(optimizer: &Optimizer) -> Result<(), SettingsError> {
+    match *optimizer {
+        Optimizer::Sgd {
+            momentum,
+            dampening,
+            weight_decay,
+            ..
+        } => {
+            decay("optimizer.momentum", momentum)?;
+            decay("optimizer.dampening", dampening)?;
+            not_negative("optimizer.weight_decay", weight_decay)
+        }
+        Optimizer::Rmsprop {
+            alpha,
+            eps,
+            momentum,
+            weight_decay,
+        } => {
+            decay("optimizer.alpha", alpha)?;
+            not_negative("optimizer.eps", eps)?;
+            decay("optimizer.momentum", momentum)?;
+            not_negative("optimizer.weight_decay", weight_decay)
+        }
+        Optimizer::Adam {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        }
+        | Optimizer::Adamw {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } => {
+            decay("optimizer.beta1", beta1)?;
+            decay("optimizer.beta2", beta2)?;
+            not_negative("optimizer.eps", eps)?;
+            not_negative("optimizer.weight_decay", weight_decay)
+        }
+        Optimizer::Adafactor {
+            beta2_decay,
+            eps1,
+            eps2,
+            d,
+            weight_decay,
+        } => {
+            if !(beta2_decay.is_finite() && beta2_decay <= 0.0) {
+                return Err(SettingsError::Range {
+                    setting: "optimizer.beta2_decay",
+                    expected: "at most 0",
+                    got: beta2_decay,
+                });
+            }
+            not_negative("optimizer.eps1", eps1)?;
+            not_negative("optimizer.eps2", eps2)?;
+            positive("optimizer.d", d)?;
+            not_negative("optimizer.weight_decay", weight_decay)
+        }
+    }
+}
+
+fn decay(setting: &'static str, got: f64) -> Result<(), SettingsError> {
+    if (0.0..1.0).contains(&got) {
+        return Ok(());
+    }
+    Err(SettingsError::Range {
+        setting,
+        expected: "at least 0 and below 1",
+        got,
+    })
+}
+
+fn not_negative(setting: &'static str, got: f64) -> Result<(), SettingsError> {
+    if got.is_finite() && got >= 0.0 {
+        return Ok(());
+    }
+    Err(SettingsError::Range {
+        setting,
+        expected: "at least 0 and finite",
+        got,
+    })
 }
 
 fn at_least_one(setting: &'static str, got: u32) -> Result<(), SettingsError> {
@@ -308,6 +394,24 @@ mod tests {
     fn an_unknown_setting_is_refused() {
         assert!(toml::from_str::<ModelSettings>("widht = 96").is_err());
         assert!(toml::from_str::<TrainingSettings>("step = 7").is_err());
+    }
+
+    #[test]
+    fn constants_of_optimisers_out_of_range_are_named() {
+        for (optimizer, setting) in [
+            (r#"name = "sgd", momentum = 2.0"#, "momentum"),
+            (r#"name = "rmsprop", alpha = 1.0"#, "alpha"),
+            (r#"name = "adam", beta2 = -3.0"#, "beta2"),
+            (r#"name = "adamw", weight_decay = -1.0"#, "weight_decay"),
+            (r#"name = "adamw", eps = -1.0"#, "eps"),
+            (r#"name = "adafactor", d = 0.0"#, "optimizer.d"),
+            (r#"name = "adafactor", beta2_decay = 0.5"#, "beta2_decay"),
+        ] {
+            let text = format!("optimizer = {{ {optimizer} }}");
+            let settings: TrainingSettings = toml::from_str(&text).unwrap();
+            let message = settings.check().unwrap_err().to_string();
+            assert!(message.contains(setting), "{message}");
+        }
     }
 
     #[test]
