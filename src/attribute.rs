@@ -53,14 +53,15 @@ pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
     Ok(())
 }
 
-/// The scores kept in the run set if they are of the same reference run, else computed and kept.
+/// The scores kept in the run set if they are of the same reference run, else computed and kept;
+/// and whether they had been kept.
 pub fn cached(
     args: &CompareArgs,
     open: &OpenRuns,
     split: &SplitRuns<'_>,
     method: AttributionMethod,
     progress: &dyn Progress,
-) -> Result<Scores> {
+) -> Result<(Scores, bool)> {
     let reference = reference_run(open, split, args.reference_run.as_deref())?;
     let path = kept_scores(open, method)?;
     if path.exists() {
@@ -69,12 +70,12 @@ pub fn cached(
         open.check_keys(&path, &scores.train_keys, &scores.test_keys)?;
         let made_from = scores.provenance.get("reference_run");
         if made_from.and_then(|v| v.as_str()) == Some(&reference.id) {
-            return Ok(scores);
+            return Ok((scores, true));
         }
     }
     let scores = compute(method, open, reference, &args.device, progress)?;
     write_artifact(&path, &scores.to_artifact())?;
-    Ok(scores)
+    Ok((scores, false))
 }
 
 /// Where `compare` finds the scores of a method.

@@ -206,7 +206,7 @@ pub enum ObjectiveArg {
 /// How the minimum is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SolverArg {
-    /// The normal equations, solved to rounding.
+    /// The normal equations, by preconditioned conjugate gradients refined to rounding.
     Exact,
     /// Conjugate gradients (argmin).
     Cg,

@@ -121,7 +121,11 @@ fn fit_all(
         }
         let (scores, cost) = measured(|| attribute::cached(args, open, split, method, progress));
         match scores {
-            Ok(scores) => fitted.extend(additive(&scores, &split.train, n, cost)?),
+            // What scores cost that were kept from before is not known.
+            Ok((scores, kept)) => {
+                let cost = (!kept).then_some(cost);
+                fitted.extend(additive(&scores, &split.train, n, cost)?);
+            }
             // Asked for by name it is an error; as a part of "all" it is left out, and said so.
             Err(error) if args.methods.is_empty() => {
                 eprintln!("left out: {}: {error:#}", attribute::name(method));
@@ -135,7 +139,7 @@ fn fit_all(
         let scores =
             Scores::from_artifact(&artifact).with_context(|| format!("{}", path.display()))?;
         open.check_keys(path, &scores.train_keys, &scores.test_keys)?;
-        fitted.extend(additive(&scores, &split.train, n, Cost::default())?);
+        fitted.extend(additive(&scores, &split.train, n, None)?);
     }
     for path in &args.simulator {
         refuse_judging_runs(path, &read_artifact(path)?, split)?;
@@ -197,16 +201,16 @@ fn attribution_method(method: AttributionMethod) -> CompareMethod {
     }
 }
 
-fn named(simulator: Box<dyn Simulator>, cost: Cost) -> Fitted {
+fn named(simulator: Box<dyn Simulator>, cost: impl Into<Option<Cost>>) -> Fitted {
     Fitted {
         name: simulator.name().to_owned(),
         simulator,
-        cost: Some(cost),
+        cost: cost.into(),
     }
 }
 
 /// The rows of an attribution method: fitted gain, natural gain where it has a unit, calibrated.
-fn additive(scores: &Scores, train: &[&Run], n: usize, cost: Cost) -> Result<Vec<Fitted>> {
+fn additive(scores: &Scores, train: &[&Run], n: usize, cost: Option<Cost>) -> Result<Vec<Fitted>> {
     let with_gain = |gain| FitAdditive {
         scores: scores.clone(),
         gain,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 /// Wall time and peak memory of a piece of work.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Cost {
     /// Wall time, seconds.
     pub seconds: f64,

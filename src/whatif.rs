@@ -262,7 +262,27 @@ fn mean(name: &str, rows: &[&Row]) -> Row {
     }
 }
 
+/// Tells where an answer says less than it seems to.
+fn caution(answer: &Answer) {
+    let rows = &answer.test_examples;
+    if rows.iter().all(|row| row.change == 0.0) {
+        eprintln!(
+            "note: {} predicts no change at all: it cannot see this edit",
+            answer.simulator
+        );
+    }
+    let impossible = rows.iter().filter(|row| row.loss_then < 0.0).count();
+    if impossible > 0 {
+        eprintln!(
+            "note: {impossible} of {} predicted losses are below 0, which no loss is: the edit lies outside of what {} can answer",
+            rows.len(),
+            answer.simulator
+        );
+    }
+}
+
 fn print(answer: &Answer, args: &WhatifArgs) -> Result<()> {
+    caution(answer);
     match args.format {
         Format::Json => println!("{}", serde_json::to_string_pretty(answer)?),
         Format::Csv => {

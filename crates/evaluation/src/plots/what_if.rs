@@ -133,7 +133,7 @@ fn entries(retrained: bool) -> Vec<Entry> {
     };
     let mut entries = vec![
         entry("original run, real", BLACK, Mark::Line),
-        entry("edit, simulated", PALETTE[0], Mark::Line),
+        entry("edit, predicted", PALETTE[0], Mark::Line),
     ];
     if retrained {
         entries.push(entry("edit, really retrained", PALETTE[1], Mark::Dashes));
