@@ -63,7 +63,7 @@ fn print(report: &CheckReport) {
         println!("  PROBLEM: {}", problem.message);
     }
     if report.is_whole() {
-        println!("  whole: every file was read and checked");
+        println!("  whole: every table and checkpoint was read and checked");
     }
 }
 

@@ -27,6 +27,16 @@ impl OpenRuns {
         Ok(Self { set, runs })
     }
 
+    /// Reads one run of a run set, or all of them if there is no such run.
+    pub fn read_one(folder: &Path, id: &str) -> Result<Self> {
+        let set = RunSet::open(folder)?;
+        if !set.has_run(id) {
+            return Self::read(folder);
+        }
+        let runs = vec![set.read_run(id)?];
+        Ok(Self { set, runs })
+    }
+
     /// The run with this id.
     pub fn run(&self, id: &str) -> Result<&Run> {
         self.runs.iter().find(|r| r.id == id).with_context(|| {

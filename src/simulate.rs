@@ -9,7 +9,10 @@ use std::io::Write;
 
 /// Runs the subcommand.
 pub fn run(args: &SimulateArgs) -> Result<()> {
-    let open = OpenRuns::read(&args.run_set)?;
+    let open = match (&args.run, &args.initial_from) {
+        (Some(id), None) => OpenRuns::read_one(&args.run_set, id)?,
+        _ => OpenRuns::read(&args.run_set)?,
+    };
     let simulator = open.load_simulator(&args.simulator)?;
     let curriculum = match (&args.curriculum, &args.run) {
         (Some(path), _) => read_curriculum(path, open.train_count())?,

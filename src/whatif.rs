@@ -3,10 +3,10 @@
 use crate::cli::{Format, WhatifArgs};
 use crate::edits::{apply_all, parse};
 use crate::runs::OpenRuns;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTAL_ONLY};
 use serde::Serialize;
-use simfluence_core::{Curriculum, Examples, Progress, Run, Simulator, Trajectory};
+use simfluence_core::{Curriculum, Example, Examples, Progress, Run, Simulator, Trajectory};
 use simfluence_evaluation::plots::{WhatIfPlot, what_if};
 use simfluence_recorder::{write_atomically, write_curriculum};
 use simfluence_simulators::simfluence::Variant;
@@ -50,8 +50,19 @@ struct Row {
 
 /// Runs the subcommand.
 pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
-    let open = OpenRuns::read(&args.run_set)?;
+    // A fit needs all runs; a simulator that is there needs none but the edited one.
+    let open = match args.simulator {
+        Some(_) => OpenRuns::read_one(&args.run_set, &args.run)?,
+        None => OpenRuns::read(&args.run_set)?,
+    };
     let base = open.run(&args.run)?;
+    let has_group = |example: &Example| example.column(&args.group_by).is_some();
+    if !open.set.test_examples().as_slice().iter().any(has_group) {
+        bail!(
+            "--group-by {}: no test example has such a column",
+            args.group_by
+        );
+    }
     let initial = base
         .trajectory
         .initial()

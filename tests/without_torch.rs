@@ -132,6 +132,11 @@ fn what_is_wrong_is_said_with_what_to_do() {
     assert!(message.contains("nowhere"), "{message}");
     let message = fail(path, &["whatif", "runs", "--run", "x", "--drop", "id:1"]);
     assert!(message.contains("the runs are"), "{message}");
+    let report = json(path, &["check", "runs", "--format", "json"]);
+    let run = report["runs"][0]["id"].as_str().unwrap();
+    let args = ["whatif", "runs", "--run", run, "--drop", "id:1"];
+    let message = fail(path, &[&args[..], &["--group-by", "colour"]].concat());
+    assert!(message.contains("colour"), "{message}");
     std::fs::write(path.join("empty.safetensors"), b"").unwrap();
     let args = [
         "simulate",

@@ -141,7 +141,8 @@ impl CheckReport {
     }
 }
 
-/// Reads a whole run set and lists every problem with its place, and what is in it.
+/// Reads a whole run set, checkpoints included, and lists every problem with its place, and what is
+/// in it.
 ///
 /// # Errors
 /// `folder` is no run set that can be opened at all (no or another `run_set.json`, no examples);
@@ -234,6 +235,11 @@ fn summarise(set: &RunSet, parts: &Parts, problems: &mut Vec<RecorderError>) -> 
         problems.push(error);
         Vec::new()
     });
+    for (_, path) in &checkpoints {
+        if let Err(error) = files::read_artifact(path) {
+            problems.push(error);
+        }
+    }
     RunSummary {
         id: parts.id.clone(),
         status: parts.info.status,

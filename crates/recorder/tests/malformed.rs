@@ -769,3 +769,17 @@ fn a_key_with_any_character_comes_back() {
     RunSet::create(folder.path(), &odd, &odd).unwrap();
     assert_eq!(*RunSet::open(folder.path()).unwrap().test_examples(), odd);
 }
+
+#[test]
+fn a_truncated_checkpoint_is_listed_with_its_path() {
+    let (folder, set) = set_with_a_run();
+    let checkpoints = run_file(&folder, "checkpoints");
+    std::fs::create_dir_all(&checkpoints).unwrap();
+    let path = checkpoints.join("step-000010.safetensors");
+    simfluence_recorder::write_artifact(&path, &simfluence_core::Artifact::new("weights", 1))
+        .unwrap();
+    assert!(check(set.path()).unwrap().is_whole());
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert_lists(set.path(), &["step-000010.safetensors", "safetensors"]);
+}
