@@ -200,31 +200,29 @@ fn a_simulator_made_from_a_judging_run_is_refused() {
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_no_error() {
-    use std::io::Read;
     let folder = imported();
-    succeed(folder.path(), &["fit", "runs", "--out", "s.safetensors"]);
-    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_simfluence"))
-        .args(["simulate", "s.safetensors", "--run-set", "runs", "--run"])
-        .arg(
-            json(folder.path(), &["check", "runs", "--format", "json"])["runs"][0]["id"]
-                .as_str()
-                .unwrap(),
-        )
-        .current_dir(folder.path())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
+    let path = folder.path();
+    succeed(path, &["fit", "runs", "--out", "s.safetensors"]);
+    let report = json(path, &["check", "runs", "--format", "json"]);
+    let run = report["runs"][0]["id"].as_str().unwrap();
+    // Closed before the program starts, so that it cannot have written everything already.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_simfluence"))
+        .args([
+            "simulate",
+            "s.safetensors",
+            "--run-set",
+            "runs",
+            "--run",
+            run,
+        ])
+        .current_dir(path)
+        .stdout(writer)
+        .output()
         .unwrap();
-    drop(program.stdout.take());
-    let mut message = String::new();
-    program
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut message)
-        .unwrap();
-    assert_eq!(program.wait().unwrap().code(), Some(141));
-    assert_eq!(message, "");
+    assert_eq!(output.status.code(), Some(141));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 
 #[test]

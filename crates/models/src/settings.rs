@@ -167,7 +167,8 @@ impl TrainingSettings {
     }
 }
 
-/// The ranges that PyTorch asks for too.
+/// The ranges in which the updates are what their papers describe; for momentum, dampening and `α`
+/// narrower than PyTorch, which lets averages grow without bound.
 fn check_optimizer(optimizer: &Optimizer) -> Result<(), SettingsError> {
     match *optimizer {
         Optimizer::Sgd {
