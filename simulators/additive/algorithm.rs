@@ -29,6 +29,7 @@ const TEST_BLOCK: usize = 256;
 ///     reference_learning_rate: 0.5,
 ///     has_natural_unit: true,
 ///     values: vec![1.0, 0.0],
+///     layers: Vec::new(),
 ///     provenance: Default::default(),
 /// };
 /// let simulator = AdditiveSimulator::new(scores, 1.0)?;
