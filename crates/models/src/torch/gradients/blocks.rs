@@ -59,6 +59,14 @@ impl Captured {
         self.pieces.iter().map(Piece::bytes).sum()
     }
 
+    /// Each example's gradient times a factor, `[examples]`.
+    pub(in crate::torch) fn scaled(&self, factors: &Tensor) -> Self {
+        Self {
+            pieces: self.pieces.iter().map(|p| p.scaled(factors)).collect(),
+            examples: self.examples,
+        }
+    }
+
     /// The same in other bases: `u ← u R`, `v ← v C` for the blocks with a rotation `(R, C)`.
     pub(in crate::torch) fn rotated<'a>(
         mut self,
@@ -96,6 +104,8 @@ pub(in crate::torch) struct Block {
     pub(in crate::torch) columns: i64,
     /// Whether it is a sum of outer products.
     pub(in crate::torch) is_matrix: bool,
+    /// Whether the left side of those is a layer's output gradient.
+    is_dense: bool,
     /// First value of the weights in the flat buffer.
     offset: i64,
     /// First value of the bias in the flat buffer.
@@ -126,6 +136,7 @@ impl Block {
                 rows: 1,
                 columns: spec(*parameter).len() as i64,
                 is_matrix: false,
+                is_dense: false,
                 offset: spec(*parameter).offset as i64,
                 bias: None,
             },
@@ -147,6 +158,7 @@ impl Block {
                     },
                     columns: right.size()[2],
                     is_matrix: true,
+                    is_dense: matches!(left, Left::Dense(_)),
                     offset: weights.offset as i64 + first_row * columns,
                     bias: bias.map(|b| spec(b).offset as i64 + first_row),
                 }
@@ -162,6 +174,11 @@ impl Block {
     /// Whether the last column is a bias.
     pub(in crate::torch) fn has_bias(&self) -> bool {
         self.bias.is_some()
+    }
+
+    /// Whether it is the matrix of one linear layer and nothing else.
+    pub(in crate::torch) fn is_plain(&self) -> bool {
+        self.is_dense && self.pieces.len() == 1
     }
 
     /// The single outer product of a block that is nothing else: `u` and `v`, each `[examples ×

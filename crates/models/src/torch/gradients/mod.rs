@@ -4,7 +4,8 @@ mod blocks;
 mod products;
 mod tape;
 
-use blocks::{Captured, blocks};
+pub(super) use blocks::{Block, Captured, blocks};
+pub(super) use products::{BlockMetric, by_length, pick};
 pub use products::{InnerProducts, Metric, Wanted, inner_products, products_with_vectors};
 pub use tape::Tape;
 pub(super) use tape::Use;
@@ -122,40 +123,17 @@ pub enum GradientError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{ModelSettings, TokenizedExample};
+    use crate::settings::TokenizedExample;
     use crate::torch::batch::{Batch, Place};
-    use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
+    use crate::torch::mlp::Prediction;
+    use crate::torch::test_support::{dense, examples, weights};
     use crate::torch::transformer::{Extras, Transformer, to_vec};
-    use crate::weights::{Architecture, ParameterSpec, Weights};
+    use crate::weights::ParameterSpec;
     use simfluence_core::NoProgress;
     use tch::Kind;
 
     fn rows_of(gradients: &Tensor, spec: &ParameterSpec) -> Tensor {
         gradients.narrow(1, spec.offset as i64, spec.len() as i64)
-    }
-
-    fn weights(tied_output: bool) -> Weights {
-        let model = ModelSettings {
-            layers: 2,
-            heads: 2,
-            width: 8,
-            context: 12,
-            tied_output,
-            dropout: 0.0,
-        };
-        Weights::random(&Architecture::new(model, 9).unwrap(), 5)
-    }
-
-    fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
-        let example = |i: usize| {
-            let length = 4 + (i * 5 + seed) % 8;
-            let tokens = (0..length).map(|p| ((i * 7 + p * p * 3 + seed) % 9) as u32);
-            TokenizedExample {
-                tokens: tokens.collect(),
-                answer_start: length - 1 - (i + seed) % 3,
-            }
-        };
-        (0..count).map(example).collect()
     }
 
     /// One backward pass per example.
@@ -221,32 +199,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    /// A network of several layers on features, and examples for it.
-    fn dense(prediction: Prediction) -> (Mlp, Vec<DenseExample>, Vec<DenseExample>) {
-        let values: Vec<f64> = (0..4 * 7 + 7 + 7 * 3 + 3)
-            .map(|k| (0.7 * f64::from(k) + 0.2).sin())
-            .collect();
-        let model = Mlp::new(
-            &[4, 7, 3],
-            Activation::Tanh,
-            prediction,
-            &values,
-            Kind::Double,
-            tch::Device::Cpu,
-        );
-        let example = |i: u32| DenseExample {
-            features: (0..4).map(|k| f64::from(i * 3 + k * k).sin()).collect(),
-            target: match prediction {
-                Prediction::Classes => Target::Class(i % 3),
-                Prediction::Values => {
-                    Target::Values((0..3).map(|k| f64::from(i + 2 * k).cos()).collect())
-                }
-            },
-        };
-        let examples = |range: std::ops::Range<u32>| range.map(example).collect();
-        (model.unwrap(), examples(0..11), examples(11..16))
     }
 
     fn assert_close(got: &[f32], expected: &Tensor) {
