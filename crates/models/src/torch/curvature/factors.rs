@@ -347,11 +347,12 @@ impl<M: Model> Fit<'_, M> {
                     if scratch.size()[0] < values {
                         *scratch = Tensor::zeros([values], (scratch.kind(), scratch.device()));
                     }
-                    let shape = [rotated.examples, block.rows, block.columns];
+                    let [a, b] = block.formed_shape();
+                    let shape = [rotated.examples, a, b];
                     let mut formed = scratch.narrow(0, 0, values).view(shape);
                     block.form(&rotated, &mut formed);
                     let squares = formed.square_().sum_dim_intlist(0, false, None);
-                    factors.eigenvalues += squares * total;
+                    factors.eigenvalues += block.as_formed(&squares) * total;
                 }
             }
         });

@@ -176,6 +176,29 @@ impl Block {
         self.bias.is_some()
     }
 
+    /// Shape in which an example's gradient is formed. The longer side comes last, which matrix
+    /// products write faster: a plain matrix of more rows than columns is formed transposed.
+    pub(in crate::torch) fn formed_shape(&self) -> [i64; 2] {
+        if self.is_formed_transposed() {
+            [self.columns, self.rows]
+        } else {
+            [self.rows, self.columns]
+        }
+    }
+
+    fn is_formed_transposed(&self) -> bool {
+        self.is_plain() && self.rows > self.columns
+    }
+
+    /// `[… × rows × columns]` in the shape of formed gradients.
+    pub(in crate::torch) fn as_formed(&self, matrices: &Tensor) -> Tensor {
+        if self.is_formed_transposed() {
+            matrices.transpose(-2, -1).contiguous()
+        } else {
+            matrices.shallow_clone()
+        }
+    }
+
     /// Whether it is the matrix of one linear layer and nothing else.
     pub(in crate::torch) fn is_plain(&self) -> bool {
         self.is_dense && self.pieces.len() == 1
@@ -257,8 +280,8 @@ impl Block {
         self.direct_cost(train, test) < formed
     }
 
-    /// Writes the gradients of the examples, `[examples × rows × columns]`, into `out`, which is
-    /// of that shape and contiguous.
+    /// Writes the gradients of the examples into `out`, `[examples × formed shape]` and
+    /// contiguous.
     pub(in crate::torch) fn form(&self, captured: &Captured, out: &mut Tensor) {
         for (k, &piece) in self.pieces.iter().enumerate() {
             match &captured.pieces[piece] {
@@ -275,6 +298,10 @@ impl Block {
                     right,
                     ..
                 } => {
+                    if self.is_formed_transposed() {
+                        let _ = right.transpose(1, 2).bmm_out(out, left);
+                        continue;
+                    }
                     let left = left.transpose(1, 2);
                     if k == 0 {
                         let _ = left.bmm_out(out, right);

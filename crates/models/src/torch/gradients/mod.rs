@@ -55,10 +55,12 @@ pub fn per_example_gradients<M: Model>(
     let members: Vec<&M::Example> = examples.iter().collect();
     let captured = Captured::new(model, &model.batch(&members), |outputs| outputs.losses());
     for block in blocks(model.layout(), &captured) {
-        let shape = [captured.examples, block.rows, block.columns];
+        let [a, b] = block.formed_shape();
+        let shape = [captured.examples, a, b];
         let mut formed = Tensor::zeros(shape, (model.kind(), model.device()));
         block.form(&captured, &mut formed);
-        block.paste(&formed, &gradients);
+        // The shape of formed gradients is its own inverse.
+        block.paste(&block.as_formed(&formed), &gradients);
     }
     Ok(gradients)
 }
@@ -283,7 +285,8 @@ mod tests {
             }
             matrices += 1;
             let form = |captured: &Captured| {
-                let shape = [captured.examples, block.rows, block.columns];
+                let [rows, columns] = block.formed_shape();
+                let shape = [captured.examples, rows, columns];
                 let mut formed = Tensor::ones(shape, (Kind::Double, tch::Device::Cpu));
                 block.form(captured, &mut formed);
                 formed.view([captured.examples, -1])
