@@ -41,8 +41,8 @@ PEERS = {
     "mlp_dattri_lissa_batch_50": (
         "mlp", "solvers", "dattri_lissa", {"batch": 50, "depth": 60, "scale": 10.0},
     ),
-    "mlp_dattri_arnoldi_50": ("mlp", "solvers", "dattri_arnoldi", {"steps": 50}),
-    "mlp_dattri_arnoldi_100": ("mlp", "solvers", "dattri_arnoldi", {"steps": 100}),
+    "mlp_dattri_arnoldi": ("mlp", "solvers", "dattri_arnoldi", {"steps": 17}),
+    "mlp_dattri_arnoldi_f64": ("mlp", "solvers", "dattri_arnoldi", {"steps": 25, "double": True}),
 }
 
 # glibc gives freed memory back eagerly, and page faults are a large part of everyone's time.
