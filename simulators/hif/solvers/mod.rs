@@ -140,7 +140,7 @@ pub(super) mod test_support {
         let raw = (Tensor::arange(n * n, (Kind::Double, Device::Cpu)) * 1.37)
             .sin()
             .view([n, n]);
-        let (q, _) = raw.linalg_qr("reduced");
+        let (q, _) = Tensor::linalg_qr(&raw, "reduced");
         let diagonal = Tensor::from_slice(values).diag(0);
         Matrix {
             matrix: q.matmul(&diagonal).matmul(&q.transpose(0, 1)),
