@@ -9,10 +9,14 @@
 //! descent", section 3.3.
 
 mod algorithm;
+mod ideal;
 mod params;
 #[cfg(feature = "torch")]
 mod scores;
 
+pub use ideal::{IdealError, Replay, Replays, TracinIdeal};
+#[cfg(feature = "torch")]
+pub use ideal::{StepDecreases, step_decreases};
 pub use params::TracinCp;
 #[cfg(feature = "torch")]
 pub use scores::Checkpoint;
