@@ -114,7 +114,8 @@ pub fn paired_interval(a: &[Ratio], b: &[Ratio], settings: &BootstrapSettings) -
     })
 }
 
-fn interval(
+/// Percentile interval of any statistic of resampled units; as [`bootstrap_interval`].
+pub(crate) fn interval(
     unit_count: usize,
     settings: &BootstrapSettings,
     statistic: impl Fn(&[usize]) -> Option<f64>,
