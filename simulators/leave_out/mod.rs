@@ -19,7 +19,9 @@
 //! its own replacements. Within a seed both trainings share the order, so that only the unit
 //! differs. All seeds are therefore draws from one distribution, and the correlation between them
 //! is an honest ceiling for whatever predicts the truth. The recorded order itself is not one of
-//! them: a run that was recorded in segments is mixed here.
+//! them: a run that was recorded in segments is mixed here. (Where batch sizes or weights differ
+//! between steps, the exposure of an example depends a little on its place; `x̄_i` is always that of
+//! the reference run as it was recorded.)
 //!
 //! **Random subsets.** The same machinery trains on random parts of the examples, for the linear
 //! datamodeling score: [`LeaveOut::subsets`].
@@ -28,8 +30,8 @@
 //! [key](Retraining::key) that covers everything that decides its result.
 //!
 //! # Reference
-//! Koh & Liang 2017, section 4.1 (retraining as the truth); Isonuma & Titov 2024, section 4
-//! (leaving out datasets); Park et al. 2023 ("TRAK"), section 2 (random subsets).
+//! Koh & Liang 2017, section 4.1 (retraining as the truth); Isonuma & Titov 2024 (leaving out
+//! datasets); Park et al. 2023 ("TRAK"), section 2 (random subsets).
 
 mod algorithm;
 mod error;

@@ -23,6 +23,7 @@ mod selection;
 mod split;
 pub mod table;
 mod truth;
+mod truth_table;
 
 pub use bootstrap::{
     BootstrapSettings, Interval, Ratio, bootstrap_interval, paired_interval, ratio_of_sums,
@@ -38,6 +39,7 @@ pub use metrics::{
 pub use selection::{RunSelection, SelectionError};
 pub use split::{Conflict, LeftOut, SplitError, SplitRuns, SplitSettings, SuitePair, split_runs};
 pub use truth::{
-    Agreement, LdsReport, Level, LevelReport, MethodAgreement, MethodLds, TruthInput, TruthReport,
-    agreement, attainable, lds, lds_per_column, seed_to_seed,
+    Agreement, LdsReport, LeaveOutReport, Level, LevelReport, MethodAgreement, MethodLds,
+    TruthInput, TruthReport, agreement, attainable, lds, lds_per_column, seed_to_seed,
 };
+pub use truth_table::{lds_text, leave_out_text, truth_text};

@@ -104,7 +104,7 @@ pub fn attainable(r: f64, seeds: usize) -> Option<f64> {
 /// - `real`, `predicted`: `[subset][test]`; here the decrease of the test losses.
 ///
 /// # Reference
-/// Park et al. 2023, "TRAK: Attributing Model Behavior at Scale", section 2, equation 2.
+/// Park et al. 2023, "TRAK: Attributing Model Behavior at Scale", section 2.
 pub fn lds_per_column(real: &[Vec<f64>], predicted: &[Vec<f64>]) -> Vec<Option<f64>> {
     per_column(real, predicted, spearman)
 }
@@ -182,6 +182,17 @@ pub struct TruthInput<'a> {
     pub mean: &'a [Vec<f64>],
     /// Name of each method and what it says, `[unit][test]`.
     pub methods: &'a [(String, Vec<Vec<f64>>)],
+}
+
+/// Everything that retraining says about the methods of a comparison.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LeaveOutReport {
+    /// The run that was trained again.
+    pub reference_run: String,
+    /// One part per kind of unit that was left out.
+    pub truth: Vec<TruthReport>,
+    /// Linear datamodeling scores, where subsets were trained.
+    pub lds: Option<LdsReport>,
 }
 
 /// How well methods agree with leave-out truth.
