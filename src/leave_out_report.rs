@@ -165,7 +165,7 @@ mod tests {
             exposures: vec![1.0; count as usize],
             seeds: vec![0],
             test_count: 1,
-            effects: (0..count).map(|u| f64::from(u % 7) * -1.0).collect(),
+            effects: (0..count).map(|u| -f64::from(u % 7)).collect(),
         };
         let shown = largest(&truth);
         assert_eq!(shown.len(), SHOWN);

@@ -18,7 +18,7 @@ use simfluence_evaluation::{
 };
 use simfluence_recorder::read_artifact;
 use simfluence_simulators::leave_out::{Retraining, SubsetTruth, Truth};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Metadata entry with the [`Source`] of a file.
 const SOURCE: &str = "source";
@@ -242,7 +242,7 @@ fn kept(open: &OpenRuns, source: &Source) -> Result<Vec<(String, Artifact)>> {
 }
 
 /// The file, if it is there and was made from this very source.
-fn signed(path: &PathBuf, source: &Source) -> Result<Option<Artifact>> {
+fn signed(path: &Path, source: &Source) -> Result<Option<Artifact>> {
     if !path.exists() {
         return Ok(None);
     }
