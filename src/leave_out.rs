@@ -73,6 +73,12 @@ pub fn measure(
         cache: &cache,
         progress,
     };
+    let subset_count = options.subsets.map_or(0, |params| params.count as usize);
+    eprintln!(
+        "{} trainings of {} steps, less what is kept from before; interrupted, the same command goes on where it stopped",
+        method.seeds().len() * (1 + units.len() + subset_count),
+        reference.curriculum.len()
+    );
     let truth = method.truth(&work, &units)?;
     let path = truth_path(open, reference, &options.unit);
     write(&path, truth.to_artifact(), &options.unit, &source)?;

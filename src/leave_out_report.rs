@@ -14,16 +14,20 @@ const SHOWN: usize = 20;
 /// Prints what retraining showed.
 pub fn print(open: &OpenRuns, reference: &Run, options: &Options, left_out: &LeftOut) {
     let truth = &left_out.truth;
+    let subsets = match &left_out.subsets {
+        Some(subsets) => format!(", on each of {} random subsets", subsets.subsets.len()),
+        None => String::new(),
+    };
     println!(
-        "Run {} ({} steps), really trained again {} times: without each of {} units ({}), and on everything, {} seeds ({} now, {} kept from before).",
+        "Run {} ({} steps), really trained again {} times ({} now, {} kept from before): on everything, without each of {} units ({}){subsets}; {} seeds.",
         reference.id,
         reference.curriculum.len(),
         left_out.trained + left_out.kept,
+        left_out.trained,
+        left_out.kept,
         truth.units.len(),
         options.unit,
         truth.seeds.len(),
-        left_out.trained,
-        left_out.kept,
     );
     if !left_out.untrained.is_empty() {
         println!("{}", never_trained(reference, &left_out.untrained));
