@@ -112,6 +112,7 @@ impl Axes {
             reference_learning_rate,
             has_natural_unit,
             values,
+            layers: Vec::new(),
             provenance: BTreeMap::new(),
         };
         scores.check()?;
@@ -135,6 +136,61 @@ impl Axes {
         }
         Ok(())
     }
+}
+
+/// A model with the examples whose influence on each other is asked for.
+#[cfg(feature = "torch")]
+#[derive(Debug)]
+pub struct Attributed<'a, M: simfluence_models::Model> {
+    /// The model, at the parameters of the final state of the reference run.
+    pub model: &'a M,
+    /// Training examples by id.
+    pub train: &'a [M::Example],
+    /// Test examples by id.
+    pub test: &'a [M::Example],
+    /// Their keys.
+    pub axes: &'a Axes,
+}
+
+#[cfg(feature = "torch")]
+impl<M: simfluence_models::Model> Attributed<'_, M> {
+    /// Inner products of all training with all test gradients, in a metric.
+    pub(crate) fn products(
+        &self,
+        metric: &simfluence_models::Metric,
+        wanted: simfluence_models::Wanted,
+        params: &GradientParams,
+        progress: &dyn simfluence_core::Progress,
+    ) -> Result<simfluence_models::InnerProducts, AttributionError> {
+        self.axes.check(self.train.len(), self.test.len())?;
+        Ok(simfluence_models::inner_products(
+            self.model,
+            self.train,
+            self.test,
+            metric,
+            wanted,
+            &params.settings(),
+            progress,
+        )?)
+    }
+}
+
+/// Name of a method whose inner products are taken in a metric.
+#[cfg(feature = "torch")]
+pub(crate) fn method_name(method: &str, metric: &simfluence_models::Metric) -> String {
+    match metric {
+        simfluence_models::Metric::Identity => method.to_owned(),
+        _ => format!("{method}-preconditioned"),
+    }
+}
+
+/// Notes how many gradients the scores cost.
+#[cfg(feature = "torch")]
+pub(crate) fn note_cost(scores: &mut Scores, gradient_evaluations: u64) {
+    let count = serde_json::Value::from(gradient_evaluations);
+    scores
+        .provenance
+        .insert("gradient_evaluations".into(), count);
 }
 
 /// Why scores cannot be computed.
@@ -186,10 +242,16 @@ pub(crate) mod test_support {
     use simfluence_core::{BoxError, Curriculum, Optimizer, Step};
     use simfluence_models::{
         Architecture, Device, Evaluation, EvaluationSet, ModelSettings, StepRecord,
-        TokenizedExample, TrainingObserver, TrainingSettings, TrainingState, Weights, fine_tune,
+        TokenizedExample, TrainingObserver, TrainingSettings, TrainingState, Transformer, Weights,
+        fine_tune,
     };
 
-    /// A small model.
+    /// A small transformer.
+    pub fn model(seed: u64) -> Transformer {
+        Transformer::open(&weights(seed), Device::Cpu).expect("the processor")
+    }
+
+    /// Its parameters.
     pub fn weights(seed: u64) -> Weights {
         let model = ModelSettings {
             layers: 2,

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Scores, Trajectory};
 use simfluence_models::{
-    Architecture, Device, EvaluationSet, FineTuning, PreparedTask, TextExample, TokenizedExample,
-    Tokenizer, TokenizerKind, TrainingSettings, Weights, pretrain,
+    Architecture, Device, EvaluationSet, FineTuning, Metric, PreparedTask, TextExample,
+    TokenizedExample, Tokenizer, TokenizerKind, TrainingSettings, Transformer, Weights, pretrain,
 };
 use simfluence_recorder::{RunSet, read_artifact, write_artifact};
-use simfluence_simulators::attribution::{Axes, GradientParams};
+use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
 use simfluence_simulators::gradcos::GradCos;
 use simfluence_simulators::graddot::GradDot;
-use simfluence_simulators::tracin::TracinCp;
+use simfluence_simulators::tracin::{Checkpoint, TracinCp};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -254,20 +254,35 @@ pub fn scores(
     let (_, last) = checkpoints
         .last()
         .context("the reference run has checkpoints")?;
-    let at_the_end = || weights_in(last);
+    let open_model =
+        |path: &Path| -> Result<Transformer> { Ok(Transformer::open(&weights_in(path)?, device)?) };
+    let at_the_end = || open_model(last);
+    let identity = &Metric::Identity;
     let mut scores = match method {
-        AttributionMethod::Graddot => {
-            GradDot::new(params)?.scores(&at_the_end()?, &train, &test, &axes, device, progress)?
-        }
-        AttributionMethod::Gradcos => {
-            GradCos::new(params)?.scores(&at_the_end()?, &train, &test, &axes, device, progress)?
+        AttributionMethod::Graddot | AttributionMethod::Gradcos => {
+            let of = Attributed {
+                model: &at_the_end()?,
+                train: &train,
+                test: &test,
+                axes: &axes,
+            };
+            match method {
+                AttributionMethod::Gradcos => {
+                    GradCos::new(params)?.scores(&of, identity, progress)?
+                }
+                _ => GradDot::new(params)?.scores(&of, identity, false, progress)?,
+            }
         }
         AttributionMethod::TracinCp => {
-            let weighted = checkpoints
-                .iter()
-                .map(|(rate, path)| Ok((weights_in(path)?, *rate)))
-                .collect::<Result<Vec<_>>>()?;
-            TracinCp::new(params)?.scores(weighted, &train, &test, &axes, device, progress)?
+            let checkpoints = checkpoints.iter().map(|(learning_rate, path)| {
+                anyhow::Ok(Checkpoint {
+                    model: open_model(path)?,
+                    learning_rate: *learning_rate,
+                    metric: Metric::Identity,
+                })
+            });
+            let method = TracinCp::new(params)?;
+            method.scores(checkpoints, &train, &test, &axes, false, progress)?
         }
         AttributionMethod::LeaveOut => {
             bail!("leave-out truth comes from retraining, not from checkpoints")

@@ -29,6 +29,7 @@ const TEST_BLOCK: usize = 256;
 ///     reference_learning_rate: 0.5,
 ///     has_natural_unit: true,
 ///     values: vec![1.0, 0.0],
+///     layers: Vec::new(),
 ///     provenance: Default::default(),
 /// };
 /// let simulator = AdditiveSimulator::new(scores, 1.0)?;
@@ -502,19 +503,7 @@ fn read_header(
             got: got.to_owned(),
         });
     }
-    let train_keys: Vec<String> = artifact.json("train_keys")?;
-    let test_keys: Vec<String> = artifact.json("test_keys")?;
-    let shape = [train_keys.len(), test_keys.len()];
-    let scores = Scores {
-        method: artifact.text("method")?.to_owned(),
-        values: artifact.f32s("scores", &shape)?.to_vec(),
-        train_keys,
-        test_keys,
-        reference_learning_rate: artifact.json("reference_learning_rate")?,
-        has_natural_unit: artifact.json("has_natural_unit")?,
-        provenance: artifact.json("provenance")?,
-    };
-    scores.check()?;
+    let scores = Scores::read(artifact)?;
     Ok((
         scores,
         artifact.text("name")?.to_owned(),
@@ -606,6 +595,7 @@ mod tests {
             reference_learning_rate: reference,
             has_natural_unit: true,
             values,
+            layers: Vec::new(),
             provenance: BTreeMap::from([("seed".into(), 3.into())]),
         }
     }

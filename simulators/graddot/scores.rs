@@ -1,34 +1,39 @@
 //! Scores of a model.
 
 use super::GradDot;
-use crate::attribution::{AttributionError, Axes};
-use serde_json::json;
+use crate::attribution::{Attributed, AttributionError};
 use simfluence_core::{Progress, Scores};
-use simfluence_models::{Device, TokenizedExample, Weights, gradient_products};
+use simfluence_models::{Metric, Model, Wanted};
 
 impl GradDot {
-    /// The scores of every training example for every test example at `weights`, the final state
-    /// of the reference run.
+    /// The scores of every training example for every test example.
+    ///
+    /// - `metric`: [`Metric::Identity`], or the optimiser's own preconditioner
+    ///   ([`simfluence_models::preconditioner`]) for the optimiser-aware scores.
+    /// - `layers`: whether to give the scores of each layer, too.
     ///
     /// # Errors
-    /// Another number of examples than keys, an example that the model cannot read, a device that
-    /// cannot be used, gradients that are not finite.
-    pub fn scores(
+    /// Another number of examples than keys, an example that the model cannot read, gradients
+    /// that are not finite.
+    pub fn scores<M: Model>(
         &self,
-        weights: &Weights,
-        train: &[TokenizedExample],
-        test: &[TokenizedExample],
-        axes: &Axes,
-        device: Device,
+        of: &Attributed<'_, M>,
+        metric: &Metric,
+        layers: bool,
         progress: &dyn Progress,
     ) -> Result<Scores, AttributionError> {
-        axes.check(train.len(), test.len())?;
-        let settings = self.params.settings();
-        let gradients = gradient_products(weights, train, test, &settings, device, progress)?;
-        let mut scores = self.scores_from_products(&gradients.products, axes)?;
-        scores
-            .provenance
-            .insert("weights".into(), json!(weights.fingerprint()));
+        let wanted = Wanted {
+            layers,
+            norms: false,
+        };
+        let found = of.products(metric, wanted, &self.params, progress)?;
+        let mut scores = self.scores_from_products(&found.products, of.axes)?;
+        scores.method = crate::attribution::method_name("graddot", metric);
+        let rate = self.params.reference_learning_rate as f32;
+        scores.layers = found.layers;
+        let parts = scores.layers.iter_mut().flat_map(|(_, values)| values);
+        parts.for_each(|value| *value *= rate);
+        crate::attribution::note_cost(&mut scores, found.gradient_evaluations);
         Ok(scores)
     }
 }
@@ -37,27 +42,26 @@ impl GradDot {
 mod tests {
     use super::*;
     use crate::attribution::GradientParams;
-    use crate::attribution::test_support::{axes, examples, losses_after_one_step, weights};
+    use crate::attribution::test_support::{axes, examples, losses_after_one_step, model, weights};
     use simfluence_core::NoProgress;
 
     #[test]
     fn ref_a_small_step_of_gradient_descent_lowers_losses_by_the_score() {
-        let (weights, train, test) = (weights(3), examples(4, 0), examples(5, 2));
+        let (train, test) = (examples(4, 0), examples(5, 2));
         let rate = 2e-5_f32;
         let method = GradDot::new(GradientParams::new(f64::from(rate))).unwrap();
+        let of = Attributed {
+            model: &model(3),
+            train: &train,
+            test: &test,
+            axes: &axes(4, 5),
+        };
         let scores = method
-            .scores(
-                &weights,
-                &train,
-                &test,
-                &axes(4, 5),
-                Device::Cpu,
-                &NoProgress,
-            )
+            .scores(&of, &Metric::Identity, true, &NoProgress)
             .unwrap();
         let largest = scores.values.iter().fold(0.0_f32, |a, v| a.max(v.abs()));
         for i in 0..4 {
-            let (before, after) = losses_after_one_step(&weights, &train, &test, i as u32, rate);
+            let (before, after) = losses_after_one_step(&weights(3), &train, &test, i as u32, rate);
             for j in 0..5 {
                 let score = scores.values[i * 5 + j];
                 let decrease = before[j] - after[j];
@@ -67,21 +71,24 @@ mod tests {
                 );
             }
         }
+        for k in 0..scores.values.len() {
+            let sum: f32 = scores.layers.iter().map(|(_, values)| values[k]).sum();
+            assert!((sum - scores.values[k]).abs() < 1e-5 * largest);
+        }
+        assert_eq!(scores.provenance["gradient_evaluations"], 9);
     }
 
     #[test]
     fn another_number_of_examples_than_keys_is_named() {
         let method = GradDot::new(GradientParams::new(1.0)).unwrap();
-        let (train, test) = (examples(2, 0), examples(2, 1));
+        let of = Attributed {
+            model: &model(3),
+            train: &examples(2, 0),
+            test: &examples(2, 1),
+            axes: &axes(2, 3),
+        };
         let error = method
-            .scores(
-                &weights(3),
-                &train,
-                &test,
-                &axes(2, 3),
-                Device::Cpu,
-                &NoProgress,
-            )
+            .scores(&of, &Metric::Identity, false, &NoProgress)
             .unwrap_err();
         assert_eq!(error.to_string(), "2 test examples, but keys for 3");
     }

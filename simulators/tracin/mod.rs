@@ -14,3 +14,5 @@ mod params;
 mod scores;
 
 pub use params::TracinCp;
+#[cfg(feature = "torch")]
+pub use scores::Checkpoint;

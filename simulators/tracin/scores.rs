@@ -2,39 +2,75 @@
 
 use super::TracinCp;
 use super::algorithm::Sum;
-use crate::attribution::{AttributionError, Axes};
-use serde_json::json;
+use crate::attribution::{Attributed, AttributionError, Axes, method_name, note_cost};
 use simfluence_core::{Progress, Scores};
-use simfluence_models::{Device, TokenizedExample, Weights, gradient_products};
+use simfluence_models::{Metric, Model, Wanted};
+
+/// A checkpoint of the reference run.
+#[derive(Debug)]
+pub struct Checkpoint<M> {
+    /// The model there.
+    pub model: M,
+    /// The learning rate `η_k` of its step.
+    pub learning_rate: f64,
+    /// What inner products are taken in: [`Metric::Identity`], or the optimiser's own
+    /// preconditioner at that step.
+    pub metric: Metric,
+}
 
 impl TracinCp {
-    /// The scores of every training example for every test example over `checkpoints` of the
-    /// reference run, each with the learning rate `η_k` of its step. They are taken one by one,
-    /// so that an iterator may read them from disk.
+    /// The scores of every training example for every test example over the checkpoints of the
+    /// reference run. They are taken one by one, so that an iterator may read them from disk.
+    ///
+    /// - `layers`: whether to give the scores of each layer, too.
     ///
     /// # Errors
     /// As [`TracinCp::scores_from_products`]; another number of examples than keys; an example
-    /// that the model cannot read; a device that cannot be used.
-    pub fn scores(
+    /// that the model cannot read; what the iterator fails with.
+    pub fn scores<M: Model, E: From<AttributionError>>(
         &self,
-        checkpoints: impl IntoIterator<Item = (Weights, f64)>,
-        train: &[TokenizedExample],
-        test: &[TokenizedExample],
+        checkpoints: impl IntoIterator<Item = Result<Checkpoint<M>, E>>,
+        train: &[M::Example],
+        test: &[M::Example],
         axes: &Axes,
-        device: Device,
+        layers: bool,
         progress: &dyn Progress,
-    ) -> Result<Scores, AttributionError> {
-        axes.check(train.len(), test.len())?;
-        let settings = self.params.settings();
-        let mut sum = Sum::default();
-        let mut used = Vec::new();
-        for (weights, rate) in checkpoints {
-            let found = gradient_products(&weights, train, test, &settings, device, progress)?;
-            sum.add(&found.products, rate)?;
-            used.push(json!({"weights": weights.fingerprint(), "learning_rate": rate}));
+    ) -> Result<Scores, E> {
+        let wanted = Wanted {
+            layers,
+            norms: false,
+        };
+        let mut whole = Sum::default();
+        let mut parts: Vec<(String, Sum)> = Vec::new();
+        let (mut evaluations, mut name) = (0, String::new());
+        for checkpoint in checkpoints {
+            let checkpoint = checkpoint?;
+            let of = Attributed {
+                model: &checkpoint.model,
+                train,
+                test,
+                axes,
+            };
+            let found = of.products(&checkpoint.metric, wanted, &self.params, progress)?;
+            whole.add(&found.products, checkpoint.learning_rate)?;
+            for (layer, products) in &found.layers {
+                if !parts.iter().any(|(known, _)| known == layer) {
+                    parts.push((layer.clone(), Sum::default()));
+                }
+                let part = parts.iter_mut().find(|(known, _)| known == layer);
+                let (_, part) = part.expect("it was added");
+                part.add(products, checkpoint.learning_rate)?;
+            }
+            evaluations += found.gradient_evaluations;
+            name = method_name("tracin-cp", &checkpoint.metric);
         }
-        let mut scores = self.scores_from_sum(&sum, axes)?;
-        scores.provenance.insert("checkpoints".into(), json!(used));
+        let mut scores = self.scores_from_sum(&whole, axes)?;
+        for (layer, part) in &parts {
+            let values = self.scores_from_sum(part, axes)?.values;
+            scores.layers.push((layer.clone(), values));
+        }
+        scores.method = name;
+        note_cost(&mut scores, evaluations);
         Ok(scores)
     }
 }
@@ -43,7 +79,7 @@ impl TracinCp {
 mod tests {
     use super::*;
     use crate::attribution::GradientParams;
-    use crate::attribution::test_support::{axes, examples, weights};
+    use crate::attribution::test_support::{axes, examples, model};
     use crate::graddot::GradDot;
     use simfluence_core::NoProgress;
 
@@ -52,31 +88,40 @@ mod tests {
         let (train, test, axes) = (examples(3, 0), examples(4, 1), axes(3, 4));
         let params = GradientParams::new(0.7);
         let at = |seed| {
-            GradDot::new(params)
-                .unwrap()
-                .scores(
-                    &weights(seed),
-                    &train,
-                    &test,
-                    &axes,
-                    Device::Cpu,
-                    &NoProgress,
-                )
-                .unwrap()
-                .values
+            let of = Attributed {
+                model: &model(seed),
+                train: &train,
+                test: &test,
+                axes: &axes,
+            };
+            let method = GradDot::new(params).unwrap();
+            let scores = method.scores(&of, &Metric::Identity, false, &NoProgress);
+            scores.unwrap().values
         };
-        let checkpoints = [(weights(3), 1e-3), (weights(4), 3e-3)];
+        let checkpoint = |(seed, learning_rate)| {
+            Ok::<_, AttributionError>(Checkpoint {
+                model: model(seed),
+                learning_rate,
+                metric: Metric::Identity,
+            })
+        };
         let scores = TracinCp::new(params)
             .unwrap()
-            .scores(checkpoints, &train, &test, &axes, Device::Cpu, &NoProgress)
+            .scores(
+                [(3, 1e-3), (4, 3e-3)].map(checkpoint),
+                &train,
+                &test,
+                &axes,
+                true,
+                &NoProgress,
+            )
             .unwrap();
-        for ((got, a), b) in scores.values.iter().zip(at(3)).zip(at(4)) {
+        for (k, ((got, a), b)) in scores.values.iter().zip(at(3)).zip(at(4)).enumerate() {
             let expected = 0.25 * a + 0.75 * b;
             assert!((got - expected).abs() < 1e-5 * (1.0 + expected.abs()));
+            let sum: f32 = scores.layers.iter().map(|(_, values)| values[k]).sum();
+            assert!((got - sum).abs() < 1e-5 * (1.0 + expected.abs()));
         }
-        assert_eq!(
-            scores.provenance["checkpoints"].as_array().unwrap().len(),
-            2
-        );
+        assert_eq!(scores.provenance["gradient_evaluations"], 14);
     }
 }

@@ -27,6 +27,9 @@ pub struct Scores {
     pub has_natural_unit: bool,
     /// Scores, row-major `[train × test]`.
     pub values: Vec<f32>,
+    /// Parts of the scores by layer of the model, each `[train × test]`, where the method gives
+    /// them; they sum to the scores.
+    pub layers: Vec<(String, Vec<f32>)>,
     /// Settings and provenance of the computation.
     pub provenance: BTreeMap<String, Value>,
 }
@@ -39,12 +42,15 @@ impl Scores {
     /// place; a reference learning rate that is not positive.
     pub fn check(&self) -> Result<(), ScoresError> {
         let (n, m) = (self.train_keys.len(), self.test_keys.len());
-        if self.values.len() != n * m {
-            return Err(ScoresError::Shape {
-                train: n,
-                test: m,
-                got: self.values.len(),
-            });
+        let parts = self.layers.iter().map(|(_, values)| values);
+        for values in parts.chain([&self.values]) {
+            if values.len() != n * m {
+                return Err(ScoresError::Shape {
+                    train: n,
+                    test: m,
+                    got: values.len(),
+                });
+            }
         }
         if !(self.reference_learning_rate.is_finite() && self.reference_learning_rate > 0.0) {
             return Err(ScoresError::LearningRate {
@@ -86,13 +92,19 @@ impl Scores {
         artifact.set_json("reference_learning_rate", &self.reference_learning_rate);
         artifact.set_json("has_natural_unit", &self.has_natural_unit);
         artifact.set_json("provenance", &self.provenance);
-        artifact.tensors.insert(
-            "scores".into(),
-            Tensor::F32 {
+        let mut insert = |name: String, values: &[f32]| {
+            let tensor = Tensor::F32 {
                 shape: vec![self.train_keys.len(), self.test_keys.len()],
-                values: self.values.clone(),
-            },
-        );
+                values: values.to_vec(),
+            };
+            artifact.tensors.insert(name, tensor);
+        };
+        insert("scores".into(), &self.values);
+        for (layer, values) in &self.layers {
+            insert(layer_tensor(layer), values);
+        }
+        let layers: Vec<&String> = self.layers.iter().map(|(layer, _)| layer).collect();
+        artifact.set_json("layers", &layers);
         artifact
     }
 
@@ -102,12 +114,30 @@ impl Scores {
     /// Another kind of file, absent parts, or what [`Scores::check`] refuses.
     pub fn from_artifact(artifact: &Artifact) -> Result<Self, ScoresError> {
         artifact.expect("scores", FORMAT_VERSION)?;
+        Self::read(artifact)
+    }
+
+    /// Reads the scores from any artifact that holds what [`Scores::to_artifact`] writes.
+    ///
+    /// # Errors
+    /// Absent parts, or what [`Scores::check`] refuses.
+    pub fn read(artifact: &Artifact) -> Result<Self, ScoresError> {
         let train_keys: Vec<String> = artifact.json("train_keys")?;
         let test_keys: Vec<String> = artifact.json("test_keys")?;
         let shape = [train_keys.len(), test_keys.len()];
+        // Files from before there were scores by layer have no such entry.
+        let layers: Vec<String> = match artifact.metadata.contains_key("layers") {
+            true => artifact.json("layers")?,
+            false => Vec::new(),
+        };
+        let layer = |name: String| -> Result<(String, Vec<f32>), ScoresError> {
+            let values = artifact.f32s(&layer_tensor(&name), &shape)?.to_vec();
+            Ok((name, values))
+        };
         let scores = Self {
             method: artifact.text("method")?.to_owned(),
             values: artifact.f32s("scores", &shape)?.to_vec(),
+            layers: layers.into_iter().map(layer).collect::<Result<_, _>>()?,
             train_keys,
             test_keys,
             reference_learning_rate: artifact.json("reference_learning_rate")?,
@@ -117,6 +147,10 @@ impl Scores {
         scores.check()?;
         Ok(scores)
     }
+}
+
+fn layer_tensor(layer: &str) -> String {
+    format!("layer:{layer}")
 }
 
 /// What is wrong with scores.
@@ -169,6 +203,7 @@ mod tests {
             reference_learning_rate: 1e-3,
             has_natural_unit: true,
             values: vec![0.1, -0.2, 0.3, 1e-30, 5.0, 0.0],
+            layers: vec![("layers.0.mlp.up".into(), vec![0.5; 6])],
             provenance: BTreeMap::from([("seed".into(), Value::from(3))]),
         }
     }

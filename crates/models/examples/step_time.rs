@@ -5,8 +5,8 @@
 
 use simfluence_core::{Curriculum, NoProgress, Step};
 use simfluence_models::{
-    Architecture, Device, EvaluationSet, GradientSettings, ModelSettings, Silent, TokenizedExample,
-    TrainingSettings, Weights, fine_tune, gradient_products,
+    Architecture, Device, EvaluationSet, GradientSettings, Metric, ModelSettings, Silent,
+    TokenizedExample, TrainingSettings, Transformer, Wanted, Weights, fine_tune, inner_products,
 };
 use std::time::Instant;
 
@@ -121,12 +121,14 @@ fn seconds_for_products(shape: &Shape) -> f64 {
     let architecture = Architecture::new(shape.model, 60).expect("a valid model");
     let weights = Weights::random(&architecture, 1);
     let (settings, start) = (GradientSettings::default(), Instant::now());
-    gradient_products(
-        &weights,
+    let model = Transformer::open(&weights, Device::Cpu).expect("the processor");
+    inner_products(
+        &model,
         &shape.train,
         &shape.test,
+        &Metric::Identity,
+        Wanted::default(),
         &settings,
-        Device::Cpu,
         &NoProgress,
     )
     .expect("gradients work");

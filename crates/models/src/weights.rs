@@ -112,6 +112,18 @@ impl Layout {
         layout
     }
 
+    /// The layout of parameters with these names and shapes.
+    pub fn of(parameters: impl IntoIterator<Item = (String, Vec<usize>)>) -> Self {
+        let mut layout = Self {
+            specs: Vec::new(),
+            flat_len: 0,
+        };
+        for (name, shape) in parameters {
+            layout.push(name, shape);
+        }
+        layout
+    }
+
     fn push(&mut self, name: String, shape: Vec<usize>) {
         let spec = ParameterSpec {
             name,

@@ -1,5 +1,6 @@
 //! Examples as tensors, and the losses of the test examples.
 
+use super::model::Model;
 use super::transformer::{Extras, Prefix, Transformer, to_vec};
 use crate::settings::{TokenizedExample, TokensError};
 use crate::weights::Architecture;
@@ -8,23 +9,23 @@ use tch::{Device, Kind, Tensor};
 
 /// Several examples, padded at their ends to the longest. What stands behind an example's last
 /// token never reaches it: attention is causal.
-pub(super) struct Batch {
+#[derive(Debug)]
+pub struct Batch {
     /// Number of examples.
-    pub size: i64,
+    pub(super) size: i64,
     /// Input positions per example.
-    pub length: i64,
+    pub(super) length: i64,
     /// Position of the first input token; above 0 behind a shared prefix.
-    pub first_position: i64,
+    pub(super) first_position: i64,
     /// `[size · length]`.
-    pub tokens: Tensor,
+    pub(super) tokens: Tensor,
     /// What is predicted.
-    pub answers: Answers,
+    pub(super) answers: Answers,
 }
 
 /// The positions whose next token counts.
+#[derive(Debug)]
 pub(super) struct Answers {
-    /// Answer tokens of the example with the most.
-    pub count: i64,
     /// Whether every position predicts, so that no choice of rows is needed.
     pub everywhere: bool,
     /// `[size · count]`: rows of the batch that predict.
@@ -89,7 +90,6 @@ impl Batch {
         let shape = [windows.len() as i64, length as i64];
         let options = (place.kind, place.device);
         let answers = Answers {
-            count: shape[1],
             everywhere: true,
             rows: Tensor::zeros([0], (Kind::Int64, place.device)),
             mask: Tensor::zeros([0], options),
@@ -145,7 +145,6 @@ impl Answers {
         ];
         let floats = |t: Tensor| t.to_device(place.device).to_kind(place.kind);
         Self {
-            count: count as i64,
             everywhere: false,
             rows: Tensor::from_slice(&rows).to_device(place.device),
             mask: floats(Tensor::from_slice(&mask)).view(shape),
@@ -384,11 +383,12 @@ fn evaluate_batch(
         prefix,
         ..Extras::default()
     };
-    let log_probabilities = model.answer_log_probabilities(batch, extras);
-    let weights = &batch.answers.weights;
-    let mean = |values: Tensor| to_vec(&(values * weights).sum_dim_intlist(1, false, None));
-    let losses = mean(-&log_probabilities);
-    let residuals = mean(1.0 - log_probabilities.exp());
+    let outputs = model.outputs_with(batch, extras);
+    let position_losses = outputs.position_losses();
+    let mean =
+        |values: &Tensor| to_vec(&(values * &outputs.weights).sum_dim_intlist(1, false, None));
+    let losses = mean(&position_losses);
+    let residuals = mean(&(1.0 - (-position_losses).exp()));
     for (k, &id) in ids.iter().enumerate() {
         evaluation.losses[id] = losses[k];
         evaluation.residuals[id] = residuals[k];

@@ -1,20 +1,34 @@
 //! Models, training and gradients on LibTorch.
 
 mod batch;
+mod curvature;
 mod gradients;
+mod mlp;
+mod model;
 mod optimizers;
+#[cfg(test)]
+mod test_support;
 mod training;
 mod transformer;
+mod updater;
 
-pub use batch::{Evaluation, EvaluationSet};
-pub use gradients::{
-    GradientError, GradientProducts, GradientSettings, gradient_products, per_example_gradients,
+pub use batch::{Batch, Evaluation, EvaluationSet};
+pub use curvature::{
+    Curvature, CurvatureKind, Damping, FactorKind, Factors, FactorsError, Labels, LayerCurvature,
+    fit_factors,
 };
+pub use gradients::{
+    GradientError, GradientSettings, InnerProducts, Metric, Tape, Wanted, inner_products,
+    per_example_gradients, products_with_vectors, weighted_gradient,
+};
+pub use mlp::{Activation, DenseBatch, DenseExample, Mlp, MlpError, Prediction, Target};
+pub use model::{Draw, ExampleError, Model, Outputs, Targets, check_all};
 pub use training::{
     FineTuning, Silent, StepRecord, TrainingError, TrainingObserver, TrainingState, fine_tune,
     pretrain,
 };
 pub use transformer::Transformer;
+pub use updater::Updater;
 
 /// Version of the LibTorch that this was built with, such as `2.13.0`; `unknown` where its headers
 /// do not say.

@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 ///
 /// # Reference
 /// PyTorch 2.13, `torch.optim`: `sgd.py`, `rmsprop.py`, `adam.py`, `adamw.py`, `_adafactor.py`.
+#[derive(Debug)]
 pub(super) struct OptimizerState {
     optimizer: Optimizer,
     /// Finished updates.
@@ -176,6 +177,22 @@ impl OptimizerState {
                 step_rate * root_mean_square / denominator,
             );
         }
+    }
+
+    /// `1 / (√v̂ + ε)` of the optimisers that have it, after at least one update.
+    pub(super) fn preconditioner(&self) -> Option<Tensor> {
+        if self.step == 0 {
+            return None;
+        }
+        let (second, correction, eps) = match self.optimizer {
+            Optimizer::Adam { beta2, eps, .. } | Optimizer::Adamw { beta2, eps, .. } => {
+                let correction = 1.0 - beta2.powf(f64::from(self.step));
+                (&self.buffers[1], correction.sqrt(), eps)
+            }
+            Optimizer::Rmsprop { eps, .. } => (&self.buffers[0], 1.0, eps),
+            Optimizer::Sgd { .. } | Optimizer::Adafactor { .. } => return None,
+        };
+        Some((second.sqrt() / correction + eps).reciprocal())
     }
 
     /// Adds the state as arrays `optimizer/…` and the number of finished updates.

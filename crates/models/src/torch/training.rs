@@ -1,8 +1,9 @@
 //! Fine-tuning along a curriculum, and pre-training on text.
 
 use super::batch::{Batch, Evaluation, EvaluationSet, Place, PreparedEvaluation, check_examples};
-use super::optimizers::OptimizerState;
-use super::transformer::{Dropout, Extras, Transformer, to_vec, views};
+use super::model::Model;
+use super::transformer::{Dropout, Extras, Transformer, to_vec};
+use super::updater::Updater;
 use crate::device::{Device, DeviceError};
 use crate::settings::{SettingsError, TokenizedExample, TokensError, TrainingSettings};
 use crate::weights::{Architecture, Weights, WeightsError};
@@ -69,6 +70,16 @@ impl TrainingState<'_> {
         self.run.step
     }
 
+    /// The model itself.
+    pub fn model(&self) -> &Transformer {
+        &self.run.model
+    }
+
+    /// See [`Updater::preconditioner`].
+    pub fn preconditioner(&self) -> Option<Tensor> {
+        self.run.updater.preconditioner()
+    }
+
     /// The trainable parameters: the checkpoint that attribution needs.
     ///
     /// # Errors
@@ -89,7 +100,7 @@ impl TrainingState<'_> {
         artifact.set_json("step", &self.run.step);
         artifact.set_json("seed", &self.run.seed);
         self.weights()?.write_tensors(&mut artifact, "weights/");
-        self.run.optimizer.write(&mut artifact);
+        self.run.updater.write(&mut artifact);
         Ok(artifact)
     }
 }
@@ -111,13 +122,10 @@ impl TrainingObserver for Silent {
 /// One run in progress.
 struct Run<'a> {
     model: Transformer,
-    optimizer: OptimizerState,
+    updater: Updater,
     settings: &'a TrainingSettings,
     seed: u64,
     step: u32,
-    /// The gradient, laid out as the parameters, and its views per parameter.
-    gradient: Tensor,
-    gradient_views: Vec<Tensor>,
 }
 
 /// Losses of a batch and the norm of its gradient.
@@ -133,12 +141,8 @@ impl<'a> Run<'a> {
         // for others, so that every run sets it.
         tch::set_num_threads(settings.threads as i32);
         let model = Transformer::new(base, device);
-        let layout = model.layout();
-        let gradient = model.flat().zeros_like();
         Self {
-            optimizer: OptimizerState::new(settings.optimizer, layout, model.kind(), device),
-            gradient_views: views(layout, &gradient),
-            gradient,
+            updater: Updater::new(&model, settings.optimizer),
             model,
             settings,
             seed,
@@ -184,7 +188,7 @@ impl<'a> Run<'a> {
                 .shallow_clone()
                 .copy_(&Tensor::from_slice(weights.flat()))
         });
-        self.optimizer.read(artifact)?;
+        self.updater.read(artifact)?;
         self.step = step;
         Ok(())
     }
@@ -205,20 +209,8 @@ impl<'a> Run<'a> {
         let shares =
             (Tensor::from_slice(shares).to_device(self.model.device())).to_kind(self.model.kind());
         let loss = losses.dot(&shares);
-        let gradients = Tensor::run_backward(&[loss], self.model.parameters(), false, false);
-        tch::no_grad(|| {
-            for (view, gradient) in self.gradient_views.iter_mut().zip(&gradients) {
-                view.copy_(gradient);
-            }
-        });
-        let gradient_norm = self.gradient.norm().double_value(&[]);
-        if let Some(limit) = self.settings.gradient_clip {
-            // As torch.nn.utils.clip_grad_norm_.
-            let factor = (limit / (gradient_norm + 1e-6)).min(1.0);
-            let _ = self.gradient.g_mul_scalar_(factor);
-        }
-        let mut flat = self.model.flat().shallow_clone();
-        self.optimizer.update(&mut flat, &mut self.gradient, rate);
+        let clip = self.settings.gradient_clip;
+        let gradient_norm = self.updater.update(&self.model, &loss, clip, rate);
         Update {
             batch_losses: to_vec(&losses),
             gradient_norm: gradient_norm as f32,

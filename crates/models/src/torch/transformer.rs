@@ -1,6 +1,10 @@
 //! The decoder-only transformer and its forward pass.
 
-use super::batch::{Answers, Batch};
+use super::batch::{Answers, Batch, Place};
+use super::gradients::{Tape, Use};
+use super::model::{ExampleError, Model, Outputs, Targets};
+use crate::device::DeviceError;
+use crate::settings::TokenizedExample;
 use crate::weights::{Architecture, Layout, Weights, WeightsError};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -38,7 +42,6 @@ const FIRST_LAYER: usize = 2;
 pub struct Transformer {
     architecture: Architecture,
     layout: Layout,
-    kind: Kind,
     flat: Tensor,
     parameters: Vec<Tensor>,
     /// `[context × context]`, 0 where a position may look and −∞ where it may not.
@@ -76,28 +79,6 @@ impl Linear {
     }
 }
 
-/// Where a parameter was used, for per-example gradients: its input and its output.
-pub(super) enum Use {
-    /// `output = input · weight[rows]ᵀ + bias[rows]`, rows from `first_row` on.
-    Linear {
-        weight: usize,
-        bias: Option<usize>,
-        first_row: i64,
-        input: Tensor,
-    },
-    /// `output = norm(input) ∘ weight + bias`; weight and bias follow each other.
-    Norm { weight: usize, input: Tensor },
-    /// `output = token_embedding[tokens] + position_embedding`.
-    Embedding,
-}
-
-/// The uses of all parameters in one forward pass, with what came out of each.
-#[derive(Default)]
-pub(super) struct Tape {
-    pub uses: Vec<Use>,
-    pub outputs: Vec<Tensor>,
-}
-
 /// What a forward pass does besides computing.
 #[derive(Default)]
 pub(super) struct Extras<'a> {
@@ -112,6 +93,16 @@ impl Transformer {
     /// A model with the values of `weights`.
     pub fn new(weights: &Weights, device: tch::Device) -> Self {
         Self::with_kind(weights, device, Kind::Float)
+    }
+
+    /// As [`Transformer::new`] on a device that is tried first; LibTorch is also told to keep the
+    /// memory that it frees.
+    ///
+    /// # Errors
+    /// A device that cannot be used.
+    pub fn open(weights: &Weights, device: crate::Device) -> Result<Self, DeviceError> {
+        crate::native::keep_memory();
+        Ok(Self::new(weights, device.open()?))
     }
 
     /// As [`Transformer::new`], computing in `kind` (64-bit floats for tests of gradients).
@@ -130,7 +121,6 @@ impl Transformer {
         Self {
             architecture,
             layout,
-            kind,
             flat,
             parameters,
             causal,
@@ -142,32 +132,6 @@ impl Transformer {
         &self.architecture
     }
 
-    /// Names, shapes and places of the parameters.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    /// The parameters in the order of the layout; each requires gradients.
-    pub fn parameters(&self) -> &[Tensor] {
-        &self.parameters
-    }
-
-    /// All parameters as one buffer (gaps included) that the parameters are views of: changing
-    /// it changes the model.
-    pub fn flat(&self) -> &Tensor {
-        &self.flat
-    }
-
-    /// Type of the parameters.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Where the parameters are.
-    pub fn device(&self) -> tch::Device {
-        self.flat.device()
-    }
-
     /// A copy of the parameters in ordinary memory, as 32-bit floats.
     ///
     /// # Errors
@@ -176,9 +140,8 @@ impl Transformer {
         Weights::from_flat(&self.architecture, to_vec(&self.flat))
     }
 
-    /// `ln p(token | what precedes it)` of every answer token of the batch, `[examples × answer
-    /// length]`; where an example has fewer answer tokens the rest is arbitrary and finite.
-    pub(super) fn answer_log_probabilities(&self, batch: &Batch, mut extras: Extras) -> Tensor {
+    /// What is predicted at the answer positions of a batch.
+    pub(super) fn outputs_with(&self, batch: &Batch, mut extras: Extras) -> Outputs {
         let hidden = self.hidden(batch, &mut extras);
         let weight = if self.architecture.model.tied_output {
             TOKEN_EMBEDDING
@@ -190,18 +153,16 @@ impl Transformer {
             has_bias: false,
             rows: None,
         };
-        let logits = self.linear(&hidden, &output, batch.size, &mut extras.tape);
-        let targets = batch.answers.targets.unsqueeze(1);
-        logits
-            .log_softmax(-1, None)
-            .gather(1, &targets, false)
-            .view([batch.size, batch.answers.count])
+        Outputs {
+            predictions: self.linear(&hidden, &output, batch.size, &mut extras.tape),
+            targets: Targets::Classes(batch.answers.targets.shallow_clone()),
+            weights: batch.answers.weights.shallow_clone(),
+        }
     }
 
     /// Each example's mean negative log-likelihood per answer token, `[examples]`.
     pub(super) fn losses(&self, batch: &Batch, extras: Extras) -> Tensor {
-        let log_probabilities = self.answer_log_probabilities(batch, extras);
-        -(log_probabilities * &batch.answers.weights).sum_dim_intlist(1, false, None)
+        self.outputs_with(batch, extras).losses()
     }
 
     /// Keys and values of a sequence that others start with.
@@ -236,8 +197,12 @@ impl Transformer {
             self.parameters[POSITION_EMBEDDING].narrow(0, batch.first_position, batch.length);
         let embedded = tokens.view([batch.size, batch.length, width]) + positions;
         if let Some(tape) = &mut extras.tape {
-            tape.uses.push(Use::Embedding);
-            tape.outputs.push(embedded.shallow_clone());
+            let used = Use::Embedding {
+                weight: TOKEN_EMBEDDING,
+                positions: POSITION_EMBEDDING,
+                tokens: batch.tokens.view([batch.size, batch.length]),
+            };
+            tape.note(used, &embedded);
         }
         drop_out(embedded.view([-1, width]), &mut extras.dropout)
     }
@@ -345,13 +310,9 @@ impl Transformer {
         let bias = linear.has_bias.then_some(linear.weight + 1);
         let output = input.linear(&part(linear.weight), bias.map(part));
         if let Some(tape) = tape {
-            tape.outputs.push(output.shallow_clone());
-            tape.uses.push(Use::Linear {
-                weight: linear.weight,
-                bias,
-                first_row: linear.rows.map_or(0, |(first, _)| first),
-                input: per_example(input, size),
-            });
+            let first_row = linear.rows.map_or(0, |(first, _)| first);
+            let used = Use::linear(linear.weight, bias, first_row, input, size);
+            tape.note(used, &output);
         }
         output
     }
@@ -367,14 +328,50 @@ impl Transformer {
         let (gain, bias) = (&self.parameters[weight], &self.parameters[weight + 1]);
         let output = input.layer_norm([width], Some(gain), Some(bias), NORM_EPS, false);
         if let Some(tape) = tape {
-            tape.outputs.push(output.shallow_clone());
             let plain = input.layer_norm([width], None::<Tensor>, None, NORM_EPS, false);
-            tape.uses.push(Use::Norm {
-                weight,
-                input: per_example(&plain, size),
-            });
+            tape.note(Use::norm(weight, &plain, size), &output);
         }
         output
+    }
+}
+
+impl Model for Transformer {
+    type Example = TokenizedExample;
+    type Batch = Batch;
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    fn parameters(&self) -> &[Tensor] {
+        &self.parameters
+    }
+
+    fn check(&self, example: &TokenizedExample) -> Result<(), ExampleError> {
+        Ok(example.check(
+            self.architecture.vocabulary,
+            self.architecture.model.context,
+        )?)
+    }
+
+    fn length(&self, example: &TokenizedExample) -> usize {
+        example.tokens.len() - 1
+    }
+
+    fn batch(&self, examples: &[&TokenizedExample]) -> Batch {
+        Batch::new(examples, 0, Place::of(self))
+    }
+
+    fn outputs(&self, batch: &Batch, tape: Option<&mut Tape>) -> Outputs {
+        let extras = Extras {
+            tape,
+            ..Extras::default()
+        };
+        self.outputs_with(batch, extras)
     }
 }
 
@@ -399,12 +396,6 @@ pub(super) fn to_vec(tensor: &Tensor) -> Vec<f32> {
     let count = values.len();
     tensor.copy_data(&mut values, count);
     values
-}
-
-/// `[examples · positions × features]` → `[examples × positions × features]`, without gradient.
-fn per_example(rows: &Tensor, size: i64) -> Tensor {
-    let features = rows.size()[1];
-    rows.detach().view([size, -1, features])
 }
 
 /// `[examples · positions × parts · width]` → `parts` × `[examples · heads × positions × d]`.

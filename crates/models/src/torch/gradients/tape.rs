@@ -1,0 +1,224 @@
+//! What a forward pass notes so that every example's own gradient can be had from one backward
+//! pass.
+//!
+//! In one backward pass over a batch the gradients of the *sum* of the losses with respect to
+//! every layer's output are each example's own, because examples do not meet. The gradient of a
+//! matrix is then a sum of outer products over positions, `Σ_t u_t v_tᵀ`: of a linear layer with
+//! input `a_t` and output gradient `d_t` it is `Σ_t d_t [a_t, 1]ᵀ` (the last column is the bias),
+//! of a token embedding `Σ_t e(token_t) d_tᵀ` with one-hot `e`. Norms and positions have
+//! gradients of their own that are small and simply written down.
+
+use tch::{Kind, Tensor};
+
+/// Where parameters were used, and what came out of each use.
+#[derive(Debug, Default)]
+pub struct Tape {
+    uses: Vec<Use>,
+    outputs: Vec<Tensor>,
+}
+
+/// One use of a parameter; numbers are positions in the layout.
+#[derive(Debug)]
+pub(in crate::torch) enum Use {
+    /// `output = input · weight[rows]ᵀ + bias[rows]`, rows from `first_row` on; `input` is
+    /// `[examples × positions × features]`.
+    Linear {
+        weight: usize,
+        bias: Option<usize>,
+        first_row: i64,
+        input: Tensor,
+    },
+    /// `output = input ∘ weight + bias`; the bias follows the weight.
+    Norm { weight: usize, input: Tensor },
+    /// `output = weight[tokens] + positions[first positions]`; tokens `[examples × positions]`.
+    Embedding {
+        weight: usize,
+        positions: usize,
+        tokens: Tensor,
+    },
+}
+
+impl Use {
+    /// A linear layer that read the rows `input`, `[examples · positions × features]`.
+    pub(in crate::torch) fn linear(
+        weight: usize,
+        bias: Option<usize>,
+        first_row: i64,
+        input: &Tensor,
+        examples: i64,
+    ) -> Self {
+        Self::Linear {
+            weight,
+            bias,
+            first_row,
+            input: per_example(input, examples),
+        }
+    }
+
+    /// A norm whose normalised rows are `input`, `[examples · positions × features]`.
+    pub(in crate::torch) fn norm(weight: usize, input: &Tensor, examples: i64) -> Self {
+        Self::Norm {
+            weight,
+            input: per_example(input, examples),
+        }
+    }
+}
+
+impl Tape {
+    /// Notes a use and its output.
+    pub(in crate::torch) fn note(&mut self, used: Use, output: &Tensor) {
+        self.uses.push(used);
+        self.outputs.push(output.shallow_clone());
+    }
+
+    /// Runs backward from `loss`, the sum of the losses of `examples` examples, and keeps for each
+    /// use what its parameters' gradients are made of. The graph can be used again if it is kept.
+    pub(super) fn backward(&self, loss: &Tensor, examples: i64, keep_graph: bool) -> Vec<Piece> {
+        let gradients = Tensor::run_backward(&[loss], &self.outputs, keep_graph, false);
+        tch::no_grad(|| {
+            let mut pieces = Vec::new();
+            for (used, gradient) in self.uses.iter().zip(&gradients) {
+                used.pieces(&per_example(gradient, examples), &mut pieces);
+            }
+            pieces
+        })
+    }
+}
+
+impl Use {
+    fn pieces(&self, output: &Tensor, pieces: &mut Vec<Piece>) {
+        match self {
+            Self::Linear {
+                weight,
+                bias,
+                first_row,
+                input,
+            } => pieces.push(Piece::Outer {
+                weight: *weight,
+                bias: *bias,
+                first_row: *first_row,
+                left: Left::Dense(output.shallow_clone()),
+                right: match bias {
+                    Some(_) => with_ones(input),
+                    None => input.shallow_clone(),
+                },
+            }),
+            Self::Norm { weight, input } => {
+                let gain = (output * input).sum_dim_intlist(1, false, None);
+                pieces.push(Piece::Formed {
+                    parameter: *weight,
+                    rows: gain,
+                });
+                pieces.push(Piece::Formed {
+                    parameter: weight + 1,
+                    rows: output.sum_dim_intlist(1, false, None),
+                });
+            }
+            Self::Embedding {
+                weight,
+                positions,
+                tokens,
+            } => {
+                let size = output.size();
+                pieces.push(Piece::Outer {
+                    weight: *weight,
+                    bias: None,
+                    first_row: 0,
+                    left: Left::Tokens(tokens.shallow_clone()),
+                    right: output.shallow_clone(),
+                });
+                pieces.push(Piece::Formed {
+                    parameter: *positions,
+                    rows: output.reshape([size[0], size[1] * size[2]]),
+                });
+            }
+        }
+    }
+}
+
+/// What one use contributes to the gradients of each example of a batch.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// `Σ_t u_t v_tᵀ` to the rows of a matrix from `first_row` on; with a bias its gradient is
+    /// the last column.
+    Outer {
+        weight: usize,
+        bias: Option<usize>,
+        first_row: i64,
+        left: Left,
+        /// `v`, `[examples × positions × columns]`.
+        right: Tensor,
+    },
+    /// The first values of a parameter, `[examples × values]`; the others are 0.
+    Formed { parameter: usize, rows: Tensor },
+}
+
+/// `u` of an outer product.
+#[derive(Debug)]
+pub(super) enum Left {
+    /// `[examples × positions × rows]`.
+    Dense(Tensor),
+    /// The place of the one that is 1, `[examples × positions]`.
+    Tokens(Tensor),
+}
+
+impl Piece {
+    /// Memory it holds.
+    pub(super) fn bytes(&self) -> usize {
+        let of = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
+        match self {
+            Self::Outer { left, right, .. } => {
+                of(right)
+                    + match left {
+                        Left::Dense(u) | Left::Tokens(u) => of(u),
+                    }
+            }
+            Self::Formed { rows, .. } => of(rows),
+        }
+    }
+
+    /// The same with each example's contribution times a factor, `[examples]`.
+    pub(super) fn scaled(&self, factors: &Tensor) -> Self {
+        match self {
+            Self::Outer {
+                weight,
+                bias,
+                first_row,
+                left,
+                right,
+            } => Self::Outer {
+                weight: *weight,
+                bias: *bias,
+                first_row: *first_row,
+                left: match left {
+                    Left::Dense(u) => Left::Dense(u.shallow_clone()),
+                    Left::Tokens(tokens) => Left::Tokens(tokens.shallow_clone()),
+                },
+                right: right * factors.view([-1, 1, 1]),
+            },
+            Self::Formed { parameter, rows } => Self::Formed {
+                parameter: *parameter,
+                rows: rows * factors.view([-1, 1]),
+            },
+        }
+    }
+}
+
+/// `[examples · positions × features]` (or any shape of it) → `[examples × positions × features]`,
+/// without gradient.
+fn per_example(rows: &Tensor, examples: i64) -> Tensor {
+    let features = *rows.size().last().expect("rows have features");
+    rows.detach().reshape([examples, -1, features])
+}
+
+/// A column of ones behind the features.
+fn with_ones(input: &Tensor) -> Tensor {
+    let size = input.size();
+    let ones = Tensor::ones([1, 1, 1], (input.kind(), input.device()));
+    Tensor::cat(&[input, &ones.expand([size[0], size[1], 1], false)], 2)
+}
+
+/// Whole numbers as the type of the other factor.
+pub(super) fn equal(a: &Tensor, b: &Tensor, kind: Kind) -> Tensor {
+    a.view([-1, 1]).eq_tensor(&b.view([1, -1])).to_kind(kind)
+}

@@ -1,0 +1,72 @@
+//! One optimiser update of any model.
+
+use super::model::Model;
+use super::optimizers::OptimizerState;
+use super::transformer::views;
+use simfluence_core::{Artifact, ArtifactError, Optimizer};
+use tch::Tensor;
+
+/// An optimiser with its state, and the gradient that it works on.
+#[derive(Debug)]
+pub struct Updater {
+    optimizer: OptimizerState,
+    /// The gradient, laid out as the parameters, and its views per parameter.
+    gradient: Tensor,
+    gradient_views: Vec<Tensor>,
+}
+
+impl Updater {
+    /// The state before the first update of `model`.
+    pub fn new<M: Model>(model: &M, optimizer: Optimizer) -> Self {
+        let gradient = model.flat().zeros_like();
+        Self {
+            optimizer: OptimizerState::new(optimizer, model.layout(), model.kind(), model.device()),
+            gradient_views: views(model.layout(), &gradient),
+            gradient,
+        }
+    }
+
+    /// Differentiates `loss` (its negative climbs), clips the gradient to the global norm `clip`
+    /// if there is one, and updates the model's parameters at learning rate `rate`. Returns the
+    /// norm of the gradient before clipping.
+    pub fn update<M: Model>(
+        &mut self,
+        model: &M,
+        loss: &Tensor,
+        clip: Option<f64>,
+        rate: f64,
+    ) -> f64 {
+        let gradients = Tensor::run_backward(&[loss], model.parameters(), false, false);
+        tch::no_grad(|| {
+            for (view, gradient) in self.gradient_views.iter_mut().zip(&gradients) {
+                view.copy_(gradient);
+            }
+        });
+        let norm = self.gradient.norm().double_value(&[]);
+        if let Some(limit) = clip {
+            // As torch.nn.utils.clip_grad_norm_.
+            let factor = (limit / (norm + 1e-6)).min(1.0);
+            let _ = self.gradient.g_mul_scalar_(factor);
+        }
+        let mut flat = model.flat().shallow_clone();
+        self.optimizer.update(&mut flat, &mut self.gradient, rate);
+        norm
+    }
+
+    /// What the optimiser multiplies the gradient's moving average by at its present state: the
+    /// diagonal `1 / (√v̂ + ε)` of Adam, AdamW and RMSProp, laid out as the parameters. `None` for
+    /// optimisers without a diagonal preconditioner.
+    pub fn preconditioner(&self) -> Option<Tensor> {
+        self.optimizer.preconditioner()
+    }
+
+    /// Adds the optimiser's state to an artifact.
+    pub(super) fn write(&self, artifact: &mut Artifact) {
+        self.optimizer.write(artifact);
+    }
+
+    /// Takes over the state that [`Updater::write`] wrote for the same optimiser.
+    pub(super) fn read(&mut self, artifact: &Artifact) -> Result<(), ArtifactError> {
+        self.optimizer.read(artifact)
+    }
+}
