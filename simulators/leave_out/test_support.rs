@@ -137,6 +137,7 @@ pub fn scores(train: usize, test: usize, value: impl Fn(usize, usize) -> f64) ->
         reference_learning_rate: 0.05,
         has_natural_unit: true,
         values: pairs.map(|(i, j)| value(i, j) as f32).collect(),
+        layers: Vec::new(),
         provenance: BTreeMap::new(),
     }
 }

@@ -90,6 +90,7 @@ impl Truth {
             reference_learning_rate,
             has_natural_unit: true,
             values: values.collect(),
+            layers: Vec::new(),
             provenance: BTreeMap::from([
                 ("seeds".to_owned(), json!(self.seeds)),
                 ("units".to_owned(), json!(self.units.len())),
