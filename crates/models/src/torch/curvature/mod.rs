@@ -10,7 +10,7 @@ use super::gradients::{GradientError, GradientSettings, by_length, flatten, pick
 use super::model::{Model, check_all};
 use super::transformer::views;
 use std::cell::Cell;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Which matrix stands for the curvature of the training loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +79,19 @@ impl<'a, M: Model> Curvature<'a, M> {
     /// Whether the model has no parameter.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Ones at the parameters, zeros in the gaps between them, `[flat length]`.
+    pub fn support(&self) -> Tensor {
+        let ones: Vec<Tensor> = (self.model.parameters().iter())
+            .map(Tensor::ones_like)
+            .collect();
+        flatten(self.model, &ones)
+    }
+
+    /// Type of the vectors.
+    pub fn kind(&self) -> Kind {
+        self.model.kind()
     }
 
     /// Gradient evaluations so far; a product with one vector counts as one per example.
@@ -191,7 +204,7 @@ mod tests {
     use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
     use crate::torch::test_support::{dense, examples, weights};
     use crate::torch::transformer::Transformer;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     const WEIGHTS: [f64; 7] = [0.1, 0.3, 0.0, 0.2, 0.05, 0.25, 0.1];
 

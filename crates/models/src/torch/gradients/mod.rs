@@ -36,6 +36,9 @@ impl Default for GradientSettings {
     }
 }
 
+/// Examples whose gradients are formed at once.
+const ROWS_AT_ONCE: usize = 32;
+
 /// The gradient of each example's loss with respect to all parameters, `[examples × flat
 /// length]`: each row is laid out as [`Model::flat`], with 0 in the gaps.
 ///
@@ -49,18 +52,18 @@ pub fn per_example_gradients<M: Model>(
         .map_err(|(example, problem)| GradientError::Example { example, problem })?;
     let shape = [examples.len() as i64, model.layout().flat_len() as i64];
     let gradients = Tensor::zeros(shape, (model.kind(), model.device()));
-    if examples.is_empty() {
-        return Ok(gradients);
-    }
-    let members: Vec<&M::Example> = examples.iter().collect();
-    let captured = Captured::new(model, &model.batch(&members), |outputs| outputs.losses());
-    for block in blocks(model.layout(), &captured) {
-        let [a, b] = block.formed_shape();
-        let shape = [captured.examples, a, b];
-        let mut formed = Tensor::zeros(shape, (model.kind(), model.device()));
-        block.form(&captured, &mut formed);
-        // The shape of formed gradients is its own inverse.
-        block.paste(&block.as_formed(&formed), &gradients);
+    for (k, examples) in examples.chunks(ROWS_AT_ONCE).enumerate() {
+        let members: Vec<&M::Example> = examples.iter().collect();
+        let captured = Captured::new(model, &model.batch(&members), |outputs| outputs.losses());
+        let rows = gradients.narrow(0, (k * ROWS_AT_ONCE) as i64, captured.examples);
+        for block in blocks(model.layout(), &captured) {
+            let [a, b] = block.formed_shape();
+            let shape = [captured.examples, a, b];
+            let mut formed = Tensor::zeros(shape, (model.kind(), model.device()));
+            block.form(&captured, &mut formed);
+            // The shape of formed gradients is its own inverse.
+            block.paste(&block.as_formed(&formed), &rows);
+        }
     }
     Ok(gradients)
 }
