@@ -6,6 +6,7 @@ pub mod baselines;
 pub mod gradcos;
 pub mod graddot;
 pub mod hif;
+pub mod leave_out;
 pub mod simfluence;
 pub mod tracin;
 

@@ -1,13 +1,13 @@
 //! `simfluence attribute`: score training examples with an attribution method.
 
-use crate::cli::{AttributeArgs, AttributionMethod, CompareArgs};
+use crate::cli::{AttributeArgs, AttributionMethod, CompareArgs, LeaveOutArgs};
 use crate::runs::OpenRuns;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use simfluence_core::{Fit, Progress, Run, Scores};
 use simfluence_evaluation::SplitRuns;
 use simfluence_recorder::{read_artifact, write_artifact};
 use simfluence_simulators::additive::{FitAdditive, Gain};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Name of a method, as in files and tables.
 pub fn name(method: AttributionMethod) -> &'static str {
@@ -15,6 +15,7 @@ pub fn name(method: AttributionMethod) -> &'static str {
         AttributionMethod::Graddot => "graddot",
         AttributionMethod::Gradcos => "gradcos",
         AttributionMethod::TracinCp => "tracin-cp",
+        AttributionMethod::LeaveOut => "leave-out",
     }
 }
 
@@ -22,6 +23,15 @@ pub fn name(method: AttributionMethod) -> &'static str {
 pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
     let open = OpenRuns::read(&args.run_set)?;
     let split = open.split(&args.split)?;
+    if args.method == AttributionMethod::LeaveOut {
+        return leave_out(args, &open, &split, progress);
+    }
+    if args.leave_out != LeaveOutArgs::default() {
+        bail!(
+            "--unit, --seeds, --jobs, --subsets and --fraction are settings of --method leave-out, not of {}",
+            name(args.method)
+        );
+    }
     let reference = reference_run(&open, &split, args.reference_run.as_deref())?;
     let scores = compute(args.method, &open, reference, &args.device, progress)?;
     let out = match &args.out {
@@ -38,19 +48,39 @@ pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
         reference.id
     );
     if let Some(path) = &args.simulator {
-        let fit = FitAdditive {
-            scores,
-            gain: Gain::Fitted,
-        };
-        let simulator = fit.fit(&split.train, open.train_count(), progress)?;
-        write_artifact(path, &simulator.to_artifact())?;
-        println!(
-            "{}: additive simulator, gain {:.4}",
-            path.display(),
-            simulator.gain()
-        );
+        write_simulator(path, scores, &open, &split, progress)?;
     }
     Ok(())
+}
+
+/// Writes the additive simulator of scores, its gain fitted on the training runs.
+pub fn write_simulator(
+    path: &Path,
+    scores: Scores,
+    open: &OpenRuns,
+    split: &SplitRuns<'_>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let fit = FitAdditive {
+        scores,
+        gain: Gain::Fitted,
+    };
+    let simulator = fit.fit(&split.train, open.train_count(), progress)?;
+    write_artifact(path, &simulator.to_artifact())?;
+    println!(
+        "{}: additive simulator, gain {:.4}",
+        path.display(),
+        simulator.gain()
+    );
+    Ok(())
+}
+
+#[cfg(feature = "torch")]
+use crate::leave_out::run as leave_out;
+
+#[cfg(not(feature = "torch"))]
+fn leave_out(_: &AttributeArgs, _: &OpenRuns, _: &SplitRuns<'_>, _: &dyn Progress) -> Result<()> {
+    bail!(crate::needs_torch("attribute --method leave-out"))
 }
 
 /// The scores kept in the run set if they are of the same reference run, else computed and kept;
@@ -62,7 +92,12 @@ pub fn cached(
     method: AttributionMethod,
     progress: &dyn Progress,
 ) -> Result<(Scores, bool)> {
-    let reference = reference_run(open, split, args.reference_run.as_deref())?;
+    let reference = match method {
+        AttributionMethod::LeaveOut => {
+            crate::truth::reference_run(open, split, args.reference_run.as_deref())?
+        }
+        _ => reference_run(open, split, args.reference_run.as_deref())?,
+    };
     let path = kept_scores(open, method)?;
     if path.exists() {
         let scores = Scores::from_artifact(&read_artifact(&path)?)
@@ -73,13 +108,22 @@ pub fn cached(
             return Ok((scores, true));
         }
     }
+    if method == AttributionMethod::LeaveOut {
+        // It takes many trainings: never without being asked for.
+        bail!(
+            "the run set has no leave-out scores of run {}; make them with `simfluence attribute {} --method leave-out --reference-run {}`",
+            reference.id,
+            open.set.path().display(),
+            reference.id
+        );
+    }
     let scores = compute(method, open, reference, &args.device, progress)?;
     write_artifact(&path, &scores.to_artifact())?;
     Ok((scores, false))
 }
 
 /// Where `compare` finds the scores of a method.
-fn kept_scores(open: &OpenRuns, method: AttributionMethod) -> Result<PathBuf> {
+pub fn kept_scores(open: &OpenRuns, method: AttributionMethod) -> Result<PathBuf> {
     let folder = open.set.path().join("scores");
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
@@ -87,7 +131,7 @@ fn kept_scores(open: &OpenRuns, method: AttributionMethod) -> Result<PathBuf> {
 }
 
 /// The run named, or the first training run with checkpoints; never a held-out one.
-fn reference_run<'a>(
+pub fn reference_run<'a>(
     open: &'a OpenRuns,
     split: &SplitRuns<'a>,
     wanted: Option<&str>,

@@ -267,12 +267,14 @@ pub enum AttributionMethod {
     Gradcos,
     /// Learning-rate weighted inner products over the reference run's checkpoints.
     TracinCp,
+    /// Ground truth: the reference run really trained again without each unit, several seeds.
+    LeaveOut,
 }
 
 /// Arguments of `attribute`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  simfluence attribute number-runs --method tracin-cp --out tracin.safetensors"
+    after_help = "Examples:\n  simfluence attribute number-runs --method tracin-cp --out tracin.safetensors\n  simfluence attribute number-runs --method leave-out --unit dataset --seeds 4 --jobs 2\n  simfluence attribute number-runs --method leave-out --subsets 32"
 )]
 pub struct AttributeArgs {
     /// Folder of the run set, recorded with checkpoints.
@@ -296,6 +298,34 @@ pub struct AttributeArgs {
     /// Which runs.
     #[command(flatten)]
     pub split: SplitArgs,
+    /// Of leave-out truth.
+    #[command(flatten)]
+    pub leave_out: LeaveOutArgs,
+}
+
+/// Settings of leave-out truth.
+#[derive(Debug, Args, PartialEq, Default)]
+#[command(next_help_heading = "Leave-out (--method leave-out)")]
+pub struct LeaveOutArgs {
+    /// What is left out at a time: `dataset` (default), `example`, or any column of the training
+    /// examples.
+    #[arg(long, value_name = "UNIT")]
+    pub unit: Option<String>,
+    /// How often everything is trained, each time in another order of the run's examples
+    /// (default: 4).
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    pub seeds: Option<u32>,
+    /// Trainings at a time, each with training.threads threads (default: 1).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub jobs: Option<u32>,
+    /// Also train on this many random subsets, for the linear datamodeling score (without a
+    /// number: 16).
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "16",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub subsets: Option<u32>,
+    /// Share of the run's training examples that a subset keeps (default: 0.5).
+    #[arg(long, value_name = "SHARE", requires = "subsets")]
+    pub fraction: Option<f64>,
 }
 
 /// Arguments of `simulate`.
@@ -422,6 +452,8 @@ pub enum CompareMethod {
     Gradcos,
     /// TracIn-CP.
     TracinCp,
+    /// Leave-out truth, where `attribute --method leave-out` has kept its scores.
+    LeaveOut,
 }
 
 /// Arguments of `compare`.

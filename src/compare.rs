@@ -30,6 +30,8 @@ struct Fitted {
     name: String,
     simulator: Box<dyn Simulator>,
     cost: Option<Cost>,
+    /// For the first row of an attribution method: its scores.
+    scores: Option<Scores>,
 }
 
 /// Runs the subcommand.
@@ -62,11 +64,21 @@ pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
         }],
         focus: focus.clone(),
     };
-    let comparison = compare(&methods, &split, &settings)?;
+    let mut comparison = compare(&methods, &split, &settings)?;
+    let scores: Vec<Scores> = fitted.iter().filter_map(|f| f.scores.clone()).collect();
+    if !scores.is_empty() {
+        let wanted = args.reference_run.as_deref();
+        let reference = crate::truth::reference_run(&open, &split, wanted)?;
+        let report = crate::truth::report(&open, reference, &scores, &settings.bootstrap);
+        comparison.leave_out = report?;
+    }
     match args.format {
         Format::Table => print!("{}", table::text(&comparison, &focus)),
         Format::Json => println!("{}", table::json(&comparison)?),
         Format::Csv => print!("{}", table::csv(&comparison)?),
+    }
+    if args.format == Format::Csv && comparison.leave_out.is_some() {
+        eprintln!("note: agreement with leave-out truth is in --format table and json only");
     }
     if let Some(folder) = &args.plots {
         draw(folder, &open, &split, &fitted, &comparison)?;
@@ -92,6 +104,7 @@ fn fit_all(
         name: "no-learning".to_owned(),
         simulator: Box::new(NoLearning::new(n, m)),
         cost: None,
+        scores: None,
     }];
     let (mean_run, cost) = measured(|| FitMeanRun.fit(&split.train, n, &NoProgress));
     fitted.push(named(Box::new(mean_run?), cost));
@@ -115,8 +128,14 @@ fn fit_all(
         AttributionMethod::Graddot,
         AttributionMethod::Gradcos,
         AttributionMethod::TracinCp,
+        AttributionMethod::LeaveOut,
     ] {
         if !wants(args, attribution_method(method)) {
+            continue;
+        }
+        // Retraining takes long, so that "all" means it only where it has been done.
+        let is_kept = || attribute::kept_scores(open, method).is_ok_and(|path| path.exists());
+        if method == AttributionMethod::LeaveOut && args.methods.is_empty() && !is_kept() {
             continue;
         }
         let (scores, cost) = measured(|| attribute::cached(args, open, split, method, progress));
@@ -149,6 +168,7 @@ fn fit_all(
             name: stem.to_string_lossy().into_owned(),
             simulator,
             cost: None,
+            scores: None,
         });
     }
     Ok(fitted)
@@ -198,6 +218,7 @@ fn attribution_method(method: AttributionMethod) -> CompareMethod {
         AttributionMethod::Graddot => CompareMethod::Graddot,
         AttributionMethod::Gradcos => CompareMethod::Gradcos,
         AttributionMethod::TracinCp => CompareMethod::TracinCp,
+        AttributionMethod::LeaveOut => CompareMethod::LeaveOut,
     }
 }
 
@@ -206,6 +227,7 @@ fn named(simulator: Box<dyn Simulator>, cost: impl Into<Option<Cost>>) -> Fitted
         name: simulator.name().to_owned(),
         simulator,
         cost: cost.into(),
+        scores: None,
     }
 }
 
@@ -216,7 +238,10 @@ fn additive(scores: &Scores, train: &[&Run], n: usize, cost: Option<Cost>) -> Re
         gain,
     };
     let fitted = with_gain(Gain::Fitted).fit(train, n, &NoProgress)?;
-    let mut rows = vec![named(Box::new(fitted), cost)];
+    let mut rows = vec![Fitted {
+        scores: Some(scores.clone()),
+        ..named(Box::new(fitted), cost)
+    }];
     if scores.has_natural_unit {
         let natural = with_gain(Gain::Natural).fit(train, n, &NoProgress)?;
         let name = format!("{} (gain 1)", scores.method);

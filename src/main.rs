@@ -10,6 +10,10 @@ mod edits;
 mod environment;
 mod fit;
 mod import;
+#[cfg(feature = "torch")]
+mod leave_out;
+#[cfg(feature = "torch")]
+mod leave_out_report;
 mod plan;
 mod progress;
 mod record;
@@ -17,6 +21,7 @@ mod runs;
 mod simulate;
 #[cfg(feature = "torch")]
 mod train;
+mod truth;
 mod whatif;
 
 use clap::Parser;

@@ -187,6 +187,17 @@ pub fn retrain(
     device: &str,
     progress: &dyn Progress,
 ) -> Result<Trajectory> {
+    let fine_tuning = fine_tuning(set, run, device)?;
+    let seed = run
+        .info
+        .seed
+        .with_context(|| format!("run {} has no recorded seed", run.id))?;
+    let trajectory = fine_tuning.retrain(curriculum, seed, progress);
+    trajectory.map_err(|source| anyhow::anyhow!(source))
+}
+
+/// Fine-tuning as `run` was: from its base model, with its settings.
+pub fn fine_tuning(set: &RunSet, run: &Run, device: &str) -> Result<FineTuning> {
     let model = BaseModel::load(set)?;
     let fingerprint = model.weights.fingerprint();
     if run.info.base_model.as_ref() != Some(&fingerprint) {
@@ -197,20 +208,14 @@ pub fn retrain(
         );
     }
     let settings = settings_of(run)?;
-    let seed = run
-        .info
-        .seed
-        .with_context(|| format!("run {} has no recorded seed", run.id))?;
     let test = EvaluationSet::new(model.tokens(set.test_examples())?, settings.eval_batch_size);
-    let fine_tuning = FineTuning {
+    Ok(FineTuning {
         train: model.tokens(set.train_examples())?,
         base: model.weights,
         test,
         settings,
         device: device.parse()?,
-    };
-    let trajectory = fine_tuning.retrain(curriculum, seed, progress);
-    trajectory.map_err(|source| anyhow::anyhow!(source))
+    })
 }
 
 /// The training settings that a run was recorded with.
@@ -278,6 +283,9 @@ pub fn scores(
             });
             let method = TracinCp::new(params)?;
             method.scores(checkpoints, &train, &test, &axes, false, progress)?
+        }
+        AttributionMethod::LeaveOut => {
+            bail!("leave-out truth comes from retraining, not from checkpoints")
         }
     };
     let id = Value::from(reference.id.clone());

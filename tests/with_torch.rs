@@ -297,3 +297,123 @@ fn a_task_file_with_a_mistake_names_it() {
     let message = fail(path, &["record", "task.toml", "--out", "runs"]);
     assert!(message.contains("15"), "{message}");
 }
+
+#[test]
+fn leave_out_truth_is_kept_and_judges_the_scores_of_the_others() {
+    let folder = task();
+    let path = folder.path();
+    let training_runs = ["--runs", "train-*,held-out-*", "--jobs", "2"];
+    succeed(
+        path,
+        &[
+            &["record", "task.toml", "--out", "runs"],
+            &training_runs[..],
+        ]
+        .concat(),
+    );
+    let attribute = |more: &[&str]| {
+        let args = ["attribute", "runs", "--method", "leave-out"];
+        succeed(path, &[&args[..], more].concat())
+    };
+    let scores = || std::fs::read(path.join("runs/scores/leave-out.safetensors")).unwrap();
+
+    let first = attribute(&["--seeds", "2", "--jobs", "2"]);
+    assert!(first.contains("10 now, 0 kept"), "{first}");
+    assert!(first.contains("ceiling"), "{first}");
+    let kept = scores();
+    // Nothing is trained twice, and neither jobs nor what was kept changes a bit.
+    let again = attribute(&["--seeds", "2", "--jobs", "1"]);
+    assert!(again.contains("0 now, 10 kept"), "{again}");
+    assert_eq!(scores(), kept);
+    std::fs::remove_dir_all(path.join("runs/leave_out/trainings")).unwrap();
+    attribute(&["--seeds", "2", "--jobs", "1"]);
+    assert_eq!(scores(), kept);
+    // A third seed and subsets need only what is new.
+    let more = attribute(&["--seeds", "3", "--subsets", "4"]);
+    assert!(more.contains("17 now, 10 kept"), "{more}");
+    assert!(more.contains("4 random subsets, 3 seeds"), "{more}");
+
+    let compare = ["compare", "runs", "--resamples", "100"];
+    let as_json = [&compare[..], &["--format", "json"]].concat();
+    let report = &json(path, &as_json)["leave_out"];
+    let truth = &report["truth"][0];
+    assert_eq!(
+        (&truth["unit"], &truth["units"]),
+        (&"dataset".into(), &4.into())
+    );
+    let named = |part: &Value| -> Vec<String> {
+        let methods = part["methods"].as_array().unwrap().iter();
+        methods
+            .map(|m| m["method"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let gradients = ["graddot", "gradcos", "tracin-cp"];
+    assert_eq!(named(&truth["levels"][0]), gradients);
+    assert_eq!(named(&report["lds"])[..3], gradients);
+    assert_eq!(named(&report["lds"])[3], "leave-out");
+
+    // Scores for examples that nothing is known about are not made up.
+    let output = simfluence(
+        path,
+        &[
+            "attribute",
+            "runs",
+            "--method",
+            "leave-out",
+            "--unit",
+            "key",
+        ],
+    );
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert!(error.contains("are in no unit"), "{error}");
+
+    // Trained by other settings, what was kept says nothing.
+    let file = path.join("runs/runs/train-000/run.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut info: Value = serde_json::from_str(&text).unwrap();
+    info["extra"]["training"]["gradient_clip"] = 0.125.into();
+    std::fs::write(&file, info.to_string()).unwrap();
+    let output = simfluence(path, &compare);
+    let (table, notes) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(!table.contains("Leave-out truth"), "{table}");
+    assert!(notes.contains("not used"), "{notes}");
+    let other = attribute(&["--seeds", "2"]);
+    assert!(other.contains("10 now, 0 kept"), "{other}");
+    assert_ne!(scores(), kept);
+}
+
+#[test]
+fn settings_of_leave_out_are_refused_for_other_methods() {
+    let folder = task();
+    let path = folder.path();
+    succeed(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "runs",
+            "--runs",
+            "train-*,held-out-*",
+        ],
+    );
+    let error = fail(
+        path,
+        &["attribute", "runs", "--method", "graddot", "--seeds", "2"],
+    );
+    assert!(error.contains("--method leave-out"), "{error}");
+    let args = [
+        "attribute",
+        "runs",
+        "--method",
+        "leave-out",
+        "--unit",
+        "colour",
+    ];
+    let error = fail(path, &args);
+    assert!(error.contains("--unit colour"), "{error}");
+}

@@ -2,6 +2,7 @@
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde::Serialize;
 
 /// How intervals are drawn.
@@ -114,10 +115,11 @@ pub fn paired_interval(a: &[Ratio], b: &[Ratio], settings: &BootstrapSettings) -
     })
 }
 
-fn interval(
+/// Percentile interval of any statistic of resampled units; as [`bootstrap_interval`].
+pub(crate) fn interval(
     unit_count: usize,
     settings: &BootstrapSettings,
-    statistic: impl Fn(&[usize]) -> Option<f64>,
+    statistic: impl Fn(&[usize]) -> Option<f64> + Sync,
 ) -> Option<Interval> {
     if unit_count < 2 || settings.resamples == 0 {
         return None;
@@ -126,7 +128,10 @@ fn interval(
     let draws: Vec<usize> = (0..settings.resamples * unit_count)
         .map(|_| rng.random_range(0..unit_count))
         .collect();
-    let mut values: Vec<f64> = draws.chunks(unit_count).filter_map(statistic).collect();
+    let mut values: Vec<f64> = draws
+        .par_chunks(unit_count)
+        .filter_map(&statistic)
+        .collect();
     if values.len() * 2 < settings.resamples {
         return None;
     }

@@ -5,6 +5,7 @@ use crate::bootstrap::{
 };
 use crate::metrics::{Effects, all_steps_errors, final_correlations, no_effect};
 use crate::split::{LeftOut, SplitRuns};
+use crate::truth::LeaveOutReport;
 use rayon::prelude::*;
 use serde::Serialize;
 use simfluence_core::{EditKind, Run, SimulateError, Simulator, Trajectory};
@@ -225,6 +226,10 @@ pub struct Comparison {
     pub pairwise: Vec<PairedDifference>,
     /// Every method on every run.
     pub run_scores: Vec<RunScore>,
+    /// Agreement of attribution scores with really retraining without parts of the data; `None`
+    /// until the caller, who knows the scores, puts it here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leave_out: Option<LeaveOutReport>,
 }
 
 impl Comparison {
@@ -334,6 +339,7 @@ pub fn compare(
         pairwise: blocks.iter().flat_map(|b| b.differences.clone()).collect(),
         blocks: blocks.into_iter().map(|b| b.block).collect(),
         run_scores: scores.into_iter().flatten().flatten().collect(),
+        leave_out: None,
     })
 }
 

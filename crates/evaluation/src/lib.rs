@@ -7,6 +7,7 @@
 //! | how far a trajectory is off | [`all_steps_errors`], [`final_correlations`], [`Effects`] |
 //! | how sure that is | [`bootstrap_interval`], [`paired_interval`] |
 //! | all methods on all held-out runs and edits | [`compare()`] |
+//! | agreement with leave-out truth, linear datamodeling score | [`agreement`], [`lds`] |
 //! | tables | [`table`] |
 //! | pictures | [`plots`] |
 
@@ -16,9 +17,13 @@ mod metrics;
 pub mod plots;
 #[cfg(test)]
 mod ref_metrics;
+#[cfg(test)]
+mod ref_truth;
 mod selection;
 mod split;
 pub mod table;
+mod truth;
+mod truth_table;
 
 pub use bootstrap::{
     BootstrapSettings, Interval, Ratio, bootstrap_interval, paired_interval, ratio_of_sums,
@@ -33,3 +38,8 @@ pub use metrics::{
 };
 pub use selection::{RunSelection, SelectionError};
 pub use split::{Conflict, LeftOut, SplitError, SplitRuns, SplitSettings, SuitePair, split_runs};
+pub use truth::{
+    Agreement, LdsReport, LeaveOutReport, Level, LevelReport, MethodAgreement, MethodLds,
+    TruthInput, TruthReport, agreement, attainable, lds, lds_per_column, seed_to_seed,
+};
+pub use truth_table::{lds_text, leave_out_text, truth_text};

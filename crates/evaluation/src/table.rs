@@ -2,6 +2,7 @@
 
 use crate::bootstrap::Interval;
 use crate::compare::{Block, Comparison, Estimate, HELD_OUT, Row, SUITE};
+use crate::truth_table::leave_out_text;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, presets};
 use simfluence_core::EditKind;
 use std::fmt::Write;
@@ -89,6 +90,9 @@ pub fn text(comparison: &Comparison, focus: &[String]) -> String {
             out,
             "\nDifference of the MSE (nats²), below 0 is better\n{table}"
         );
+    }
+    if let Some(leave_out) = &comparison.leave_out {
+        let _ = write!(out, "\n{}", leave_out_text(leave_out));
     }
     out
 }
@@ -323,7 +327,7 @@ fn differences_table(comparison: &Comparison, focus: &[String]) -> Table {
     table
 }
 
-fn new_table() -> Table {
+pub(crate) fn new_table() -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
@@ -331,7 +335,7 @@ fn new_table() -> Table {
     table
 }
 
-fn set_header<T: ToString>(table: &mut Table, headings: impl IntoIterator<Item = T>) {
+pub(crate) fn set_header<T: ToString>(table: &mut Table, headings: impl IntoIterator<Item = T>) {
     let aligned = headings.into_iter().enumerate().map(|(k, heading)| {
         let alignment = if k == 0 {
             CellAlignment::Left
@@ -343,7 +347,7 @@ fn set_header<T: ToString>(table: &mut Table, headings: impl IntoIterator<Item =
     table.set_header(aligned.collect::<Vec<_>>());
 }
 
-fn add_row(table: &mut Table, name: &str, cells: impl IntoIterator<Item = String>) {
+pub(crate) fn add_row(table: &mut Table, name: &str, cells: impl IntoIterator<Item = String>) {
     let numbers = cells
         .into_iter()
         .map(|text| Cell::new(text).set_alignment(CellAlignment::Right));
@@ -370,7 +374,7 @@ fn mark(best: bool) -> char {
 }
 
 /// `0.592 [0.511, 0.704]`: three significant digits of the value, the same places at the ends.
-fn show(value: Option<f64>, interval: Option<Interval>) -> String {
+pub(crate) fn show(value: Option<f64>, interval: Option<Interval>) -> String {
     let Some(value) = value else {
         return "n/a".to_owned();
     };
