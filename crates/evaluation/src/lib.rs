@@ -8,6 +8,7 @@
 //! | how sure that is | [`bootstrap_interval`], [`paired_interval`] |
 //! | all methods on all held-out runs and edits | [`compare()`] |
 //! | tables | [`table`] |
+//! | what scores look like, and what they say about probes | [`reports`] |
 //! | pictures | [`plots`] |
 
 mod bootstrap;
@@ -16,6 +17,7 @@ mod metrics;
 pub mod plots;
 #[cfg(test)]
 mod ref_metrics;
+pub mod reports;
 mod selection;
 mod split;
 pub mod table;

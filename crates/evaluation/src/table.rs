@@ -323,7 +323,7 @@ fn differences_table(comparison: &Comparison, focus: &[String]) -> Table {
     table
 }
 
-fn new_table() -> Table {
+pub(crate) fn new_table() -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
@@ -331,7 +331,7 @@ fn new_table() -> Table {
     table
 }
 
-fn set_header<T: ToString>(table: &mut Table, headings: impl IntoIterator<Item = T>) {
+pub(crate) fn set_header<T: ToString>(table: &mut Table, headings: impl IntoIterator<Item = T>) {
     let aligned = headings.into_iter().enumerate().map(|(k, heading)| {
         let alignment = if k == 0 {
             CellAlignment::Left
@@ -343,7 +343,7 @@ fn set_header<T: ToString>(table: &mut Table, headings: impl IntoIterator<Item =
     table.set_header(aligned.collect::<Vec<_>>());
 }
 
-fn add_row(table: &mut Table, name: &str, cells: impl IntoIterator<Item = String>) {
+pub(crate) fn add_row(table: &mut Table, name: &str, cells: impl IntoIterator<Item = String>) {
     let numbers = cells
         .into_iter()
         .map(|text| Cell::new(text).set_alignment(CellAlignment::Right));
@@ -370,7 +370,7 @@ fn mark(best: bool) -> char {
 }
 
 /// `0.592 [0.511, 0.704]`: three significant digits of the value, the same places at the ends.
-fn show(value: Option<f64>, interval: Option<Interval>) -> String {
+pub(crate) fn show(value: Option<f64>, interval: Option<Interval>) -> String {
     let Some(value) = value else {
         return "n/a".to_owned();
     };
