@@ -65,12 +65,21 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Fits the `count` largest of positive scores, sorted from the largest down.
+    /// Fits the largest of the positive scores: `tail_share` of them (in (0, 1)), at least 10.
     ///
-    /// `None` if there are not more than `count`, or if they are all equal.
-    fn fit(sorted: &[f64], count: usize) -> Option<Self> {
-        let threshold = *sorted.get(count)?;
-        let logs: f64 = sorted[..count].iter().map(|s| (s / threshold).ln()).sum();
+    /// `None` if that is more than half of them, which is no tail, or if they are all equal.
+    pub fn of(scores: &[f64], tail_share: f64) -> Option<Self> {
+        Self::of_sorted(&positive(scores), tail_share)
+    }
+
+    fn of_sorted(positive: &[f64], tail_share: f64) -> Option<Self> {
+        let count = (tail_share * positive.len() as f64).round() as usize;
+        let count = count.max(FEWEST_IN_TAIL);
+        if positive.len() < 2 * count {
+            return None;
+        }
+        let threshold = positive[count];
+        let logs: f64 = positive[..count].iter().map(|s| (s / threshold).ln()).sum();
         if logs <= 0.0 {
             return None;
         }
@@ -84,6 +93,13 @@ impl Tail {
     }
 }
 
+/// The positive ones, from the largest down.
+fn positive(scores: &[f64]) -> Vec<f64> {
+    let mut positive: Vec<f64> = scores.iter().copied().filter(|&s| s > 0.0).collect();
+    positive.sort_by(|a, b| b.total_cmp(a));
+    positive
+}
+
 /// The scores of all training examples for one test example.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct QueryDistribution {
@@ -94,7 +110,7 @@ pub struct QueryDistribution {
     /// Excess kurtosis, `m₄/m₂² − 3` with central moments over `n`; 0 for a normal distribution,
     /// above it heavier tails. `None` for a constant.
     pub kurtosis: Option<f64>,
-    /// The fitted tail of the positive scores; `None` with fewer than 11 of them.
+    /// The fitted tail of the positive scores; `None` with fewer than 20 of them.
     pub tail: Option<Tail>,
     /// Number of positive scores.
     pub positive: usize,
@@ -271,9 +287,7 @@ pub fn score_distribution(
 
 fn query(key: &str, scores: &[f64], settings: &DistributionSettings) -> QueryDistribution {
     let n = scores.len();
-    let mut positive: Vec<f64> = scores.iter().copied().filter(|&s| s > 0.0).collect();
-    positive.sort_by(|a, b| b.total_cmp(a));
-    let in_tail = (settings.tail_share * positive.len() as f64).round() as usize;
+    let positive = positive(scores);
     let total: f64 = positive.iter().sum();
     let largest = scores.iter().fold(0.0, |m: f64, s| m.max(s.abs()));
     let small = scores
@@ -284,7 +298,7 @@ fn query(key: &str, scores: &[f64], settings: &DistributionSettings) -> QueryDis
         test_key: key.to_owned(),
         mean: scores.iter().sum::<f64>() / n as f64,
         kurtosis: kurtosis(scores),
-        tail: Tail::fit(&positive, in_tail.max(FEWEST_IN_TAIL)),
+        tail: Tail::of_sorted(&positive, settings.tail_share),
         positive: positive.len(),
         total_positive: total,
         for_half: count_for(&positive, 0.5 * total),
@@ -407,6 +421,15 @@ mod tests {
             let error = (tail.exponent - exponent).abs();
             assert!(error < 3.0 * tail.standard_error, "{exponent}: {tail:?}");
         }
+    }
+
+    #[test]
+    fn a_few_scores_have_no_tail() {
+        let scores: Vec<f64> = (1..=19).map(f64::from).collect();
+        assert_eq!(Tail::of(&scores, 0.1), None);
+        let more: Vec<f64> = (1..=20).map(f64::from).collect();
+        assert_eq!(Tail::of(&more, 0.1).unwrap().threshold, 10.0);
+        assert_eq!(Tail::of(&[2.0; 40], 0.1), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! Matelsky, Ungar & Kording 2024 (arXiv 2406.00509), section on causal induction.
 
 use super::names::Names;
-use super::questions::{Arrow, Questions, fact_question};
+use super::questions::{Arrow, Questions, ordered_by_kind};
 use super::{END, SettingRange, train_example};
 use crate::text::{TaskData, TextExample};
 use rand::{RngExt, SeedableRng};
@@ -63,6 +63,7 @@ impl CausalChainsSettings {
 /// let data = data(&CausalChainsSettings { chains: 2, ..Default::default() });
 /// assert_eq!((data.train.len(), data.test.len()), (2 * 4, 2 * (4 + 6)));
 /// assert_eq!(data.test[8].columns["kind"], "right");
+/// assert_eq!(data.test[10].columns["kind"], "wrong");
 /// assert_eq!(data.test[8].columns["facts"].split(' ').count(), 4);
 /// ```
 pub fn data(settings: &CausalChainsSettings) -> TaskData {
@@ -75,11 +76,10 @@ pub fn data(settings: &CausalChainsSettings) -> TaskData {
     for (k, chain) in chains.iter().enumerate() {
         let facts = facts_of(k, chain);
         let next = &chains[(k + 1) % chains.len()];
-        questions.extend(questions_of(&facts, chain, next).examples());
+        questions.push(questions_of(&facts, chain, next));
         data.train.extend(facts);
     }
-    data.test.extend(data.train.iter().map(fact_question));
-    data.test.extend(questions);
+    data.test = ordered_by_kind(&data.train, &questions);
     data.corpus = generic_text(&names, settings);
     data
 }

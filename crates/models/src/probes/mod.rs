@@ -85,6 +85,14 @@ fn test_example(key: String, place: &Place<'_>, prompt: String, answer: String) 
     }
 }
 
+/// The examples of all units, which have the same kinds in the same order, kind by kind.
+fn by_kind(units: &[Vec<TextExample>]) -> Vec<TextExample> {
+    let kinds = 0..units.first().map_or(0, Vec::len);
+    kinds
+        .flat_map(|kind| units.iter().map(move |unit| unit[kind].clone()))
+        .collect()
+}
+
 fn columns(values: &[(&str, &str)]) -> BTreeMap<String, String> {
     values
         .iter()

@@ -1,6 +1,6 @@
 //! The questions that causal chains and set membership have in common.
 
-use super::{END, Place, test_example};
+use super::{END, Place, by_kind, test_example};
 use crate::text::TextExample;
 
 /// One direction of a relation: what stands before the answer, and the answer.
@@ -33,7 +33,7 @@ pub(super) struct Questions {
 impl Questions {
     /// Six test examples: `right` and `wrong`, each also with the facts in the prompt, and each
     /// with the answer of another unit.
-    pub(super) fn examples(&self) -> Vec<TextExample> {
+    fn examples(&self) -> Vec<TextExample> {
         let stated = self.stated.join(" ") + " ";
         let (right, wrong) = (&self.right, &self.wrong);
         [
@@ -75,8 +75,15 @@ impl Questions {
     }
 }
 
+/// The trained facts as questions, then the questions about them, kind by kind.
+pub(super) fn ordered_by_kind(facts: &[TextExample], questions: &[Questions]) -> Vec<TextExample> {
+    let units: Vec<Vec<TextExample>> = questions.iter().map(Questions::examples).collect();
+    let facts = facts.iter().map(fact_question);
+    facts.chain(by_kind(&units)).collect()
+}
+
 /// A trained fact, asked as it was trained, under its own key.
-pub(super) fn fact_question(fact: &TextExample) -> TextExample {
+fn fact_question(fact: &TextExample) -> TextExample {
     let place = Place {
         kind: "fact",
         unit: &fact.columns["unit"],

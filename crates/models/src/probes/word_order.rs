@@ -23,14 +23,14 @@
 //! when the order of the key phrases is flipped.
 
 use super::names::{Names, capitalized};
-use super::{END, Place, SettingRange, test_example, train_example};
+use super::{END, Place, SettingRange, by_kind, test_example, train_example};
 use crate::text::{TaskData, TextExample};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// The kinds of training sequences, in the order in which a pair has them.
+/// The kinds of training sequences, in the order of the training examples.
 pub const TRAIN_KINDS: [&str; 5] = [
     "ordered",
     "flipped",
@@ -102,23 +102,26 @@ impl Phrases {
 /// use simfluence_models::probes::word_order::{WordOrderSettings, data};
 /// let data = data(&WordOrderSettings { pairs: 3, ..Default::default() });
 /// assert_eq!((data.train.len(), data.test.len()), (3 * 5, 3 * 2));
-/// assert_eq!(data.train[1].dataset, "flipped");
+/// assert_eq!(data.train[3].dataset, "flipped");
 /// ```
 pub fn data(settings: &WordOrderSettings) -> TaskData {
     let mut names = Names::new(settings.seed);
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     rng.set_stream(2);
-    let mut data = TaskData::default();
+    let (mut train, mut test) = (Vec::new(), Vec::new());
     for k in 0..settings.pairs {
         let unit = format!("pair-{k:03}");
         let pair = phrases(|| names.fresh(), &mut rng);
         let unrelated = phrases(|| names.fresh(), &mut rng);
-        let train = sequences(&unit, &pair, &unrelated, &mut rng);
-        data.test.extend(queries(&unit, &pair, &train));
-        data.train.extend(train);
+        let sequences = sequences(&unit, &pair, &unrelated, &mut rng);
+        test.push(queries(&unit, &pair, &sequences));
+        train.push(sequences);
     }
-    data.corpus = generic_text(&names, settings);
-    data
+    TaskData {
+        train: by_kind(&train),
+        test: by_kind(&test),
+        corpus: generic_text(&names, settings),
+    }
 }
 
 fn phrases(mut name: impl FnMut() -> String, rng: &mut ChaCha8Rng) -> Phrases {
@@ -224,10 +227,14 @@ mod tests {
     #[test]
     fn ordered_and_flipped_hold_the_same_phrases_and_controls_one_of_them() {
         let data = small();
-        let query = &data.test[2];
+        let query = &data.test[1];
         let role = query.prompt.trim().trim_end_matches(" is");
         let person = query.answer.trim_end_matches('.');
-        let texts: Vec<&str> = data.train[5..10].iter().map(|e| &*e.answer).collect();
+        let own = data
+            .train
+            .iter()
+            .filter(|e| e.columns["unit"] == "pair-001");
+        let texts: Vec<&str> = own.map(|e| &*e.answer).collect();
         assert_eq!(texts[0], format!("{role} is {person}."));
         assert_eq!(texts[1], format!("{person} is {role}."));
         assert!(texts[2].ends_with(&format!(" {role}.")) && !texts[2].contains(person));
@@ -239,7 +246,7 @@ mod tests {
     #[test]
     fn the_flipped_query_asks_for_the_other_phrase() {
         let data = small();
-        let (query, flipped) = (&data.test[0], &data.test[1]);
+        let (query, flipped) = (&data.test[0], &data.test[4]);
         assert_eq!(
             query.prompt.trim().trim_end_matches(" is"),
             flipped.answer.trim_end_matches('.')
