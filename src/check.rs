@@ -2,7 +2,7 @@
 
 use crate::cli::{CheckArgs, Format};
 use anyhow::{Context, Result, bail};
-use simfluence_core::{Run, RunStatus};
+use simfluence_core::{Examples, Run, RunStatus};
 use simfluence_recorder::{CheckReport, RunSet, check};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -130,12 +130,13 @@ fn require_learning(args: &CheckArgs, share: f64) -> Result<()> {
             infos.push((id, info.design.design == "ordinary"));
         }
     }
+    let followed = followed_tests(args, set.test_examples())?;
     let any_ordinary = infos.iter().any(|(_, ordinary)| *ordinary);
     infos.retain(|(_, ordinary)| *ordinary || !any_ordinary);
     let mut learned = !infos.is_empty();
     for (id, _) in &infos {
         let run = set.read_run(id)?;
-        let (before, after) = mean_losses(&run)?;
+        let (before, after) = mean_losses(&run, &followed)?;
         let ratio = after / before;
         let line = format!("learning: {id}: mean test loss {before:.3} → {after:.3} ({ratio:.2}×)");
         match args.format {
@@ -164,16 +165,33 @@ fn require_learning(args: &CheckArgs, share: f64) -> Result<()> {
     Ok(())
 }
 
-/// Mean loss before the first step and at the last evaluation, over the test examples that were
-/// measured at both.
-fn mean_losses(run: &Run) -> Result<(f64, f64)> {
+/// The test examples of the datasets asked for; all where none is.
+fn followed_tests(args: &CheckArgs, test: &Examples) -> Result<Vec<usize>> {
+    let (names, dataset_of) = test.groups("dataset");
+    if let Some(unknown) = args.learned_on.iter().find(|name| !names.contains(name)) {
+        bail!(
+            "--learned-on: {} has no test dataset {unknown:?}; there are: {}",
+            args.run_set.display(),
+            names.join(", ")
+        );
+    }
+    let asked = |dataset: usize| args.learned_on.contains(&names[dataset]);
+    Ok((0..test.len())
+        .filter(|&j| args.learned_on.is_empty() || asked(dataset_of[j]))
+        .collect())
+}
+
+/// Mean loss before the first step and at the last evaluation, over those of the followed test
+/// examples that were measured at both.
+fn mean_losses(run: &Run, followed: &[usize]) -> Result<(f64, f64)> {
     let losses = &run.trajectory;
     let first = losses
         .index_of(0)
         .with_context(|| format!("run {} has no losses before step 1", run.id))?;
     let last = losses.steps().len() - 1;
-    let both: Vec<(f64, f64)> = (0..losses.test_count())
-        .filter_map(|test| {
+    let both: Vec<(f64, f64)> = followed
+        .iter()
+        .filter_map(|&test| {
             let (before, after) = (losses.get(first, test)?, losses.get(last, test)?);
             Some((f64::from(before), f64::from(after)))
         })

@@ -160,6 +160,15 @@ pub struct CheckArgs {
     /// Also fail unless fine-tuning lowered the mean test loss by this share (0.5: by half).
     #[arg(long, value_name = "SHARE")]
     pub learned: Option<f64>,
+    /// Test datasets that `--learned` looks at, with commas (default: all). A probe asks questions
+    /// whose losses are not meant to fall: `--learned-on fact` looks at the trained facts.
+    #[arg(
+        long,
+        value_name = "DATASETS",
+        value_delimiter = ',',
+        requires = "learned"
+    )]
+    pub learned_on: Vec<String>,
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

@@ -123,6 +123,7 @@ impl BaseModel {
                     tags: example.tags.clone(),
                     prompt: text("prompt")?,
                     answer: text("answer")?,
+                    ..TextExample::default()
                 };
                 Ok(self.tokenizer.example(&example, context)?)
             })

@@ -175,6 +175,26 @@ fn learning_is_judged_by_what_was_measured_before_and_after() {
 }
 
 #[test]
+fn learning_can_be_judged_by_some_test_datasets() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    std::fs::write(path.join("steps.csv"), "run,step,batch\na,1,0\n").unwrap();
+    // The fact is learned, the question gets worse.
+    let losses = "run,step,test_id,loss\na,0,0,3.0\na,0,1,3.0\na,1,0,1.0\na,1,1,5.0\n";
+    std::fs::write(path.join("losses.csv"), losses).unwrap();
+    let examples = "id,key,dataset\n0,f,fact\n1,q,right\n";
+    std::fs::write(path.join("test.csv"), examples).unwrap();
+    let args = ["import", "tables", "--out", "runs", "--steps", "steps.csv"];
+    let tables = ["--losses", "losses.csv", "--test-examples", "test.csv"];
+    succeed(path, &[&args[..], &tables[..]].concat());
+    let check = ["check", "runs", "--learned", "0.5"];
+    fail(path, &check);
+    succeed(path, &[&check[..], &["--learned-on", "fact"]].concat());
+    let message = fail(path, &[&check[..], &["--learned-on", "wrong"]].concat());
+    assert!(message.contains("fact, right"), "{message}");
+}
+
+#[test]
 fn a_simulator_made_from_a_judging_run_is_refused() {
     let folder = imported();
     let path = folder.path();

@@ -9,6 +9,7 @@
 //! | all methods on all held-out runs and edits | [`compare()`] |
 //! | agreement with leave-out truth, linear datamodeling score | [`agreement`], [`lds`] |
 //! | tables | [`table`] |
+//! | what scores look like, and what they say about probes | [`reports`] |
 //! | pictures | [`plots`] |
 
 mod bootstrap;
@@ -19,6 +20,7 @@ pub mod plots;
 mod ref_metrics;
 #[cfg(test)]
 mod ref_truth;
+pub mod reports;
 mod selection;
 mod split;
 pub mod table;

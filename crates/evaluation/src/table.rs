@@ -404,7 +404,7 @@ pub(crate) fn number(value: f64, scale: f64) -> String {
         return "0".to_owned();
     }
     if !(1e-4..1e6).contains(&size) {
-        return format!("{value:.2e}");
+        return minus(format!("{value:.2e}"));
     }
     // The exponent after rounding: 0.009999 is shown as 0.0100.
     let rounded = format!("{size:.2e}");
@@ -445,6 +445,7 @@ mod tests {
         assert_eq!(show(Some(3890.4), None), "3890");
         assert_eq!(show(Some(-0.0412), None), "−0.0412");
         assert_eq!(show(Some(2.5e9), None), "2.50e9");
+        assert_eq!(show(Some(-2.5e9), None), "−2.50e9");
         assert_eq!(show(Some(0.0), None), "0");
         assert_eq!(show(Some(0.009_999_99), None), "0.0100");
         assert_eq!(show(None, None), "n/a");

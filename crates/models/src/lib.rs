@@ -7,6 +7,7 @@ pub mod device;
 #[cfg(feature = "torch")]
 mod native;
 pub mod numbers;
+pub mod probes;
 pub mod settings;
 pub mod task;
 pub mod text;

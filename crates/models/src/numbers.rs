@@ -179,9 +179,9 @@ fn example(dataset: &str, n: usize, prompt: &str, answer: &str) -> TextExample {
     TextExample {
         key: format!("{dataset}-{n:03}"),
         dataset: dataset.to_owned(),
-        tags: Vec::new(),
         prompt: prompt.to_owned(),
         answer: format!("{answer}{END}"),
+        ..TextExample::default()
     }
 }
 

@@ -1,6 +1,10 @@
 //! Task files: what is trained, on what, and how its runs are drawn.
 
 use crate::numbers;
+use crate::probes::SettingRange;
+use crate::probes::causal_chains::{self, CausalChainsSettings};
+use crate::probes::set_membership::{self, SetMembershipSettings};
+use crate::probes::word_order::{self, WordOrderSettings};
 use crate::settings::{ModelSettings, SettingsError, TokenizedExample, TrainingSettings};
 use crate::text::{TableSettings, TaskData, TextError, TextExample, load_table};
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
@@ -35,12 +39,36 @@ pub struct Task {
 
 /// Where a task's examples come from (`[data]`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "source", rename_all = "lowercase")]
+#[serde(tag = "source", rename_all = "kebab-case")]
 pub enum DataSettings {
     /// The number tasks, generated.
     Numbers(NumbersSettings),
+    /// Causal chains of made-up names, generated.
+    CausalChains(CausalChainsSettings),
+    /// Memberships of made-up sets, generated.
+    SetMembership(SetMembershipSettings),
+    /// Key phrases in order and flipped, generated.
+    WordOrder(WordOrderSettings),
     /// A CSV or JSON Lines file of the user's.
     Table(TableSettings),
+}
+
+impl DataSettings {
+    /// The settings that have a range, with what was given.
+    fn ranges(&self) -> Vec<SettingRange> {
+        match self {
+            Self::Numbers(numbers) => [
+                ("data.train_per_dataset", numbers.train_per_dataset),
+                ("data.test", numbers.test),
+            ]
+            .map(|(setting, got)| (setting, got, 1..=numbers::LARGEST_SIZE))
+            .into(),
+            Self::CausalChains(settings) => settings.ranges(),
+            Self::SetMembership(settings) => settings.ranges(),
+            Self::WordOrder(settings) => settings.ranges(),
+            Self::Table(_) => Vec::new(),
+        }
+    }
 }
 
 /// Sizes of the number tasks.
@@ -154,18 +182,13 @@ impl Task {
     fn check(&self) -> Result<(), TaskError> {
         self.model.check()?;
         self.training.check()?;
-        if let DataSettings::Numbers(numbers) = &self.data {
-            for (setting, got) in [
-                ("data.train_per_dataset", numbers.train_per_dataset),
-                ("data.test", numbers.test),
-            ] {
-                if !(1..=numbers::LARGEST_SIZE).contains(&got) {
-                    return Err(TaskError::Setting {
-                        setting,
-                        got: got.to_string(),
-                        wanted: format!("1 to {}", numbers::LARGEST_SIZE),
-                    });
-                }
+        for (setting, got, range) in self.data.ranges() {
+            if !range.contains(&got) {
+                return Err(TaskError::Setting {
+                    setting,
+                    got: got.to_string(),
+                    wanted: format!("{} to {}", range.start(), range.end()),
+                });
             }
         }
         let rate = self.pretraining.learning_rate;
@@ -190,6 +213,9 @@ impl Task {
                 test: numbers::test_examples(settings.test),
                 corpus: numbers::generic_text(settings.corpus_lines, settings.seed),
             }),
+            DataSettings::CausalChains(settings) => Ok(causal_chains::data(settings)),
+            DataSettings::SetMembership(settings) => Ok(set_membership::data(settings)),
+            DataSettings::WordOrder(settings) => Ok(word_order::data(settings)),
             DataSettings::Table(settings) => {
                 let path =
                     data.or(settings.path.as_deref())
@@ -381,6 +407,42 @@ mod tests {
         let text = NUMBERS.replace("train_per_dataset = 16", "train_per_dataset = 300");
         let message = Task::parse(&text).unwrap_err().to_string();
         assert!(message.contains("data.train_per_dataset"), "{message}");
+    }
+
+    #[test]
+    fn sizes_of_probes_out_of_range_are_named() {
+        for (data, setting) in [
+            ("source = \"causal-chains\"\nchains = 1", "data.chains is 1"),
+            ("source = \"causal-chains\"\nlength = 9", "data.length is 9"),
+            (
+                "source = \"set-membership\"\nsets = 1001",
+                "data.sets is 1001",
+            ),
+            (
+                "source = \"set-membership\"\nsets = 2\nprompt_facts = 3",
+                "data.prompt_facts is 3; it must be 1 to 2",
+            ),
+            ("source = \"word-order\"\npairs = 0", "data.pairs is 0"),
+        ] {
+            let text = format!("name = \"p\"\n[data]\n{data}\n[training]\nsteps = 2");
+            let message = Task::parse(&text).unwrap_err().to_string();
+            assert!(message.contains(setting), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_probe_reaches_the_run_set_with_its_columns() {
+        let text = "name = \"p\"\n[data]\nsource = \"causal-chains\"\n[training]\nsteps = 2";
+        let prepared = Task::parse(text).unwrap().prepare(None).unwrap();
+        let (kinds, _) = prepared.test.groups("kind");
+        assert_eq!(kinds.len(), 7, "{kinds:?}");
+        let question = prepared.test.get(prepared.test.len() as u32 - 1).unwrap();
+        let facts = question.column("facts").unwrap();
+        assert!(
+            facts
+                .split(' ')
+                .all(|key| prepared.train.id_of(key).is_some())
+        );
     }
 
     #[test]

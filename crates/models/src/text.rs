@@ -21,19 +21,21 @@ pub struct TextExample {
     pub prompt: String,
     /// What the model is to say.
     pub answer: String,
+    /// Further columns by name; `prompt` and `answer` are taken.
+    pub columns: BTreeMap<String, String>,
 }
 
 impl TextExample {
-    /// As an example of a run set, prompt and answer as columns.
+    /// As an example of a run set, prompt, answer and [`TextExample::columns`] as columns.
     pub fn to_example(&self) -> Example {
+        let mut extra = self.columns.clone();
+        extra.insert("prompt".to_owned(), self.prompt.clone());
+        extra.insert("answer".to_owned(), self.answer.clone());
         Example {
             key: self.key.clone(),
             dataset: self.dataset.clone(),
             tags: self.tags.clone(),
-            extra: BTreeMap::from([
-                ("prompt".to_owned(), self.prompt.clone()),
-                ("answer".to_owned(), self.answer.clone()),
-            ]),
+            extra,
         }
     }
 }
@@ -132,6 +134,7 @@ pub fn load_table(settings: &TableSettings, path: &Path) -> Result<TaskData, Tex
                 tags: Vec::new(),
                 prompt: fill(&settings.prompt, &rows[index], path)?,
                 answer: fill(&settings.answer, &rows[index], path)?,
+                columns: BTreeMap::new(),
             };
             if k < settings.train_per_dataset {
                 data.train.push(example);

@@ -310,6 +310,16 @@ pub enum PlotError {
         /// What was given.
         got: usize,
     },
+    /// Another number of values than cells.
+    #[error("{got} values for {rows} rows and {columns} columns")]
+    Cells {
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        columns: usize,
+        /// Values.
+        got: usize,
+    },
     /// The drawing library.
     #[error("drawing failed: {problem}")]
     Drawing {
