@@ -272,10 +272,38 @@ pub struct FitArgs {
 pub enum AttributionMethod {
     /// Inner product of gradients at the end of the reference run.
     Graddot,
+    /// The same in the metric of the reference run's optimiser (Adam, AdamW, RMSProp).
+    GraddotPreconditioned,
     /// Cosine of gradients at the end of the reference run.
     Gradcos,
+    /// The same in the metric of the reference run's optimiser.
+    GradcosPreconditioned,
     /// Learning-rate weighted inner products over the reference run's checkpoints.
     TracinCp,
+    /// The same in the metric of the reference run's optimiser at each checkpoint.
+    TracinCpPreconditioned,
+    /// Influence functions, curvature written out (at most 8 192 parameters).
+    HifExact,
+    /// Influence functions by conjugate gradients.
+    HifCg,
+    /// Influence functions by LiSSA.
+    HifLissa,
+    /// Influence functions in the dominant Krylov space.
+    HifArnoldi,
+    /// Influence functions by eigenvalue-corrected Kronecker factors.
+    HifEkfac,
+    /// Influence functions by Kronecker factors.
+    HifKfac,
+    /// Influence functions by the diagonal of the curvature.
+    HifDiagonal,
+    /// Gradient ascent on training units, measured on the test examples.
+    Untrac,
+    /// Gradient ascent on test units, measured on the training examples.
+    UntracInv,
+    /// Training on each example alone.
+    Empirical,
+    /// Proximal Bregman response: what influence functions approximate, really minimised.
+    Pbrf,
     /// Ground truth: the reference run really trained again without each unit, several seeds.
     LeaveOut,
 }
@@ -304,12 +332,145 @@ pub struct AttributeArgs {
     /// `cpu`, `cuda` or `cuda:N`.
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// Memory for what is held of gradients at once, such as 512MiB or 2GiB (default: 1GiB).
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub memory_limit: Option<usize>,
     /// Which runs.
     #[command(flatten)]
     pub split: SplitArgs,
+    /// Of the methods.
+    #[command(flatten)]
+    pub settings: MethodSettings,
     /// Of leave-out truth.
     #[command(flatten)]
     pub leave_out: LeaveOutArgs,
+}
+
+/// Bytes from `1073741824`, `512MiB`, `2GiB`, `1.5GB`, ….
+fn memory_size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "B" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        "kB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        other => return Err(format!("unknown unit {other:?}; write B, KiB, MiB or GiB")),
+    };
+    let number: f64 = digits
+        .trim()
+        .parse()
+        .map_err(|_| format!("{digits:?} is no number"))?;
+    let bytes = number * factor;
+    if bytes >= 1.0 && bytes < usize::MAX as f64 {
+        Ok(bytes as usize)
+    } else {
+        Err("it must be at least 1 byte".to_owned())
+    }
+}
+
+/// Which matrix stands for the curvature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CurvatureArg {
+    /// Never negative.
+    GaussNewton,
+    /// May be indefinite where the run has not converged.
+    Hessian,
+}
+
+/// Whose labels the gradients behind factored curvature have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LabelsArg {
+    /// Drawn from the model: the Fisher matrix.
+    Sampled,
+    /// The examples' own: the empirical Fisher matrix.
+    Given,
+    /// The expectation over all labels.
+    Expected,
+}
+
+/// Optimisers of unlearning and of training on single examples, with PyTorch's constants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerArg {
+    /// Gradient descent.
+    Sgd,
+    /// Gradient descent with momentum 0.9.
+    Momentum,
+    /// RMSProp.
+    Rmsprop,
+    /// Adam without weight decay.
+    Adam,
+    /// Adafactor.
+    Adafactor,
+}
+
+/// Settings of the attribution methods; each belongs to some of them only.
+#[derive(Debug, Args, PartialEq, Default)]
+#[command(next_help_heading = "Settings of methods")]
+pub struct MethodSettings {
+    /// graddot, tracin-cp, hif: also keep the scores of each layer.
+    #[arg(long)]
+    pub layers: bool,
+    /// hif-exact, -cg, -lissa, -arnoldi: the curvature (default: gauss-newton).
+    #[arg(long, value_enum)]
+    pub curvature: Option<CurvatureArg>,
+    /// hif, pbrf: what is added to the curvature's eigenvalues.
+    #[arg(long, value_name = "DELTA", conflicts_with = "relative_damping")]
+    pub damping: Option<f64>,
+    /// hif: damping relative to the largest eigenvalue (default 0.01), for ekfac, kfac and
+    /// diagonal to the mean eigenvalue of each layer (default 0.1).
+    #[arg(long, value_name = "FACTOR")]
+    pub relative_damping: Option<f64>,
+    /// hif-cg, hif-lissa, pbrf: largest relative residual (defaults 1e-3, 0.1, 1e-3).
+    #[arg(long, value_name = "RESIDUAL")]
+    pub tolerance: Option<f64>,
+    /// hif-cg, hif-arnoldi, pbrf: most iterations (defaults 200, 60, 2000).
+    #[arg(long, value_name = "N")]
+    pub iterations: Option<u32>,
+    /// hif-arnoldi: Ritz pairs kept (default 30).
+    #[arg(long, value_name = "N")]
+    pub rank: Option<u32>,
+    /// hif-lissa: terms of the series (default 500).
+    #[arg(long, value_name = "N")]
+    pub depth: Option<u32>,
+    /// hif-lissa: averaged recursions (default 1).
+    #[arg(long, value_name = "N")]
+    pub repeats: Option<u32>,
+    /// hif-lissa: divisor of the curvature (default: from its largest Ritz value).
+    #[arg(long, value_name = "SIGMA")]
+    pub scale: Option<f64>,
+    /// hif-ekfac, -kfac, -diagonal: labels of the gradients (default: sampled).
+    #[arg(long, value_enum)]
+    pub labels: Option<LabelsArg>,
+    /// hif-ekfac, -kfac, -diagonal: draws per example with sampled labels (default 1).
+    #[arg(long, value_name = "N")]
+    pub draws: Option<u32>,
+    /// untrac, untrac-inv, empirical: the optimiser (default: adam).
+    #[arg(long, value_enum)]
+    pub optimizer: Option<OptimizerArg>,
+    /// untrac, untrac-inv, empirical: learning rate (defaults 5e-5, 5e-5, the reference run's
+    /// mean).
+    #[arg(long, value_name = "RATE")]
+    pub learning_rate: Option<f64>,
+    /// untrac, untrac-inv: examples per step (defaults 1, all); hif-lissa: training examples per
+    /// term (default all).
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<u32>,
+    /// untrac, untrac-inv: passes over the unit (defaults 1, 5).
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<u32>,
+    /// empirical: steps on each example (default 1).
+    #[arg(long, value_name = "K")]
+    pub steps: Option<u32>,
+    /// untrac-inv: `dataset` (default) unlearns each test dataset as one, `example` each test
+    /// example alone.
+    #[arg(long, value_name = "UNIT")]
+    pub test_unit: Option<String>,
+    /// untrac, untrac-inv: where the losses along the ascent go (safetensors).
+    #[arg(long, value_name = "FILE")]
+    pub curves: Option<PathBuf>,
 }
 
 /// Settings of leave-out truth.
@@ -317,7 +478,8 @@ pub struct AttributeArgs {
 #[command(next_help_heading = "Leave-out (--method leave-out)")]
 pub struct LeaveOutArgs {
     /// What is left out at a time: `dataset` (default), `example`, or any column of the training
-    /// examples.
+    /// examples. Also what untrac unlearns and pbrf weighs (default `dataset`), and what empirical
+    /// trains on (default `example`).
     #[arg(long, value_name = "UNIT")]
     pub unit: Option<String>,
     /// How often everything is trained, each time in another order of the run's examples
@@ -447,22 +609,64 @@ pub struct WhatifArgs {
 }
 
 /// Methods that `compare` knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompareMethod {
-    /// Simfluence-Linear.
-    SimfluenceLinear,
-    /// Simfluence-Additive.
-    SimfluenceAdditive,
-    /// Simfluence-Multiplicative.
-    SimfluenceMultiplicative,
-    /// GradDot.
-    Graddot,
-    /// GradCos.
-    Gradcos,
-    /// TracIn-CP.
-    TracinCp,
-    /// Leave-out truth, where `attribute --method leave-out` has kept its scores.
-    LeaveOut,
+    /// Every one.
+    All,
+    /// Simfluence.
+    Simfluence(FitMethod),
+    /// First-order changes along each run itself.
+    TracinIdeal,
+    /// The scores of an attribution method.
+    Attribution(AttributionMethod),
+}
+
+impl ValueEnum for CompareMethod {
+    fn value_variants<'a>() -> &'a [Self] {
+        use AttributionMethod::*;
+        const {
+            &[
+                Self::All,
+                Self::Simfluence(FitMethod::SimfluenceLinear),
+                Self::Simfluence(FitMethod::SimfluenceAdditive),
+                Self::Simfluence(FitMethod::SimfluenceMultiplicative),
+                Self::Attribution(Graddot),
+                Self::Attribution(GraddotPreconditioned),
+                Self::Attribution(Gradcos),
+                Self::Attribution(GradcosPreconditioned),
+                Self::Attribution(TracinCp),
+                Self::Attribution(TracinCpPreconditioned),
+                Self::TracinIdeal,
+                Self::Attribution(HifExact),
+                Self::Attribution(HifCg),
+                Self::Attribution(HifLissa),
+                Self::Attribution(HifArnoldi),
+                Self::Attribution(HifEkfac),
+                Self::Attribution(HifKfac),
+                Self::Attribution(HifDiagonal),
+                Self::Attribution(Untrac),
+                Self::Attribution(UntracInv),
+                Self::Attribution(Empirical),
+                Self::Attribution(Pbrf),
+                Self::Attribution(LeaveOut),
+            ]
+        }
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        match self {
+            Self::All => Some(
+                clap::builder::PossibleValue::new("all")
+                    .help("every method; leave-out only where its scores are kept"),
+            ),
+            Self::Simfluence(method) => method.to_possible_value(),
+            Self::TracinIdeal => Some(
+                clap::builder::PossibleValue::new("tracin-ideal")
+                    .help("an oracle: first-order changes along each judged run itself, replayed"),
+            ),
+            Self::Attribution(method) => method.to_possible_value(),
+        }
+    }
 }
 
 /// Arguments of `compare`.
@@ -473,7 +677,8 @@ pub enum CompareMethod {
 pub struct CompareArgs {
     /// Folder of the run set.
     pub run_set: PathBuf,
-    /// The methods (default: all that this run set and this build allow).
+    /// The methods (default: Simfluence, graddot, gradcos, tracin-cp and kept leave-out scores, as
+    /// far as this run set and this build allow).
     #[arg(long, value_enum, value_delimiter = ',')]
     pub methods: Vec<CompareMethod>,
     /// Simulator files to compare besides, already fitted.
@@ -488,6 +693,9 @@ pub struct CompareArgs {
     /// `cpu`, `cuda` or `cuda:N`, for gradient methods.
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// Memory for what is held of gradients at once, such as 512MiB or 2GiB (default: 1GiB).
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub memory_limit: Option<usize>,
     /// Folder for the pictures.
     #[arg(long, value_name = "FOLDER")]
     pub plots: Option<PathBuf>,
@@ -510,6 +718,30 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn memory_sizes_are_read_with_their_units() {
+        assert_eq!(memory_size("1073741824"), Ok(1 << 30));
+        assert_eq!(memory_size("1.5GiB"), Ok(3 << 29));
+        assert_eq!(memory_size("512MiB"), Ok(512 << 20));
+        assert_eq!(memory_size("2 GB"), Ok(2_000_000_000));
+        for wrong in ["", "GiB", "3 bytes", "-1", "0"] {
+            assert!(memory_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_method_of_compare_has_a_name_of_its_own() {
+        let names: Vec<String> = (CompareMethod::value_variants().iter())
+            .map(|m| m.to_possible_value().expect("a name").get_name().to_owned())
+            .collect();
+        let mut unique = names.clone();
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), names.len());
+        let attribution = AttributionMethod::value_variants().len();
+        assert_eq!(names.len(), attribution + 5);
     }
 
     #[test]

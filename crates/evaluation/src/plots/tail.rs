@@ -264,6 +264,7 @@ mod tests {
             reference_learning_rate: 1.0,
             has_natural_unit: true,
             values: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            layers: Vec::new(),
             provenance: Default::default(),
         };
         let curves = tail_curves(&scores, &test, "dataset", 0.1).unwrap();

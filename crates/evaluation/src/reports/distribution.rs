@@ -370,6 +370,7 @@ mod tests {
             values: (0..n)
                 .flat_map(|i| columns.iter().map(move |c| c[i]))
                 .collect(),
+            layers: Vec::new(),
             provenance: Default::default(),
         }
     }

@@ -204,6 +204,7 @@ mod tests {
             reference_learning_rate: 1.0,
             has_natural_unit: true,
             values: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+            layers: Vec::new(),
             provenance: Default::default(),
         };
         let square = PairwiseMatrix::of(&scores).unwrap();

@@ -260,6 +260,7 @@ pub(super) mod tests {
             reference_learning_rate: 1.0,
             has_natural_unit: true,
             values,
+            layers: Vec::new(),
             provenance: Default::default(),
         }
     }
