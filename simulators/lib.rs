@@ -7,6 +7,7 @@ pub mod curves;
 pub mod empirical;
 pub mod gradcos;
 pub mod graddot;
+pub mod hif;
 pub mod simfluence;
 pub mod tracin;
 pub mod units;

@@ -16,7 +16,7 @@ pub(crate) fn keep_memory() {
         unsafe {
             // 32 MiB is the most that glibc accepts.
             libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
             libc::mallopt(libc::M_TOP_PAD, 64 << 20);
         }
     });

@@ -1,16 +1,23 @@
 //! Models, training and gradients on LibTorch.
 
 mod batch;
+mod curvature;
 mod gradients;
 mod mlp;
 mod model;
 mod optimizers;
 mod prepared;
+#[cfg(test)]
+mod test_support;
 mod training;
 mod transformer;
 mod updater;
 
 pub use batch::{Batch, Evaluation, EvaluationSet};
+pub use curvature::{
+    Curvature, CurvatureKind, Damping, FactorKind, Factors, FactorsError, Labels, LayerCurvature,
+    fit_factors,
+};
 pub use gradients::{
     GradientError, GradientSettings, InnerProducts, Metric, Tape, Wanted, inner_products,
     per_example_gradients, products_with_vectors, weighted_gradient,

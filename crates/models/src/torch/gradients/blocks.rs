@@ -59,6 +59,14 @@ impl Captured {
         self.pieces.iter().map(Piece::bytes).sum()
     }
 
+    /// Each example's gradient times a factor, `[examples]`.
+    pub(in crate::torch) fn scaled(&self, factors: &Tensor) -> Self {
+        Self {
+            pieces: self.pieces.iter().map(|p| p.scaled(factors)).collect(),
+            examples: self.examples,
+        }
+    }
+
     /// The same in other bases: `u ← u R`, `v ← v C` for the blocks with a rotation `(R, C)`.
     pub(in crate::torch) fn rotated<'a>(
         mut self,
@@ -96,6 +104,8 @@ pub(in crate::torch) struct Block {
     pub(in crate::torch) columns: i64,
     /// Whether it is a sum of outer products.
     pub(in crate::torch) is_matrix: bool,
+    /// Whether the left side of those is a layer's output gradient.
+    is_dense: bool,
     /// First value of the weights in the flat buffer.
     offset: i64,
     /// First value of the bias in the flat buffer.
@@ -126,6 +136,7 @@ impl Block {
                 rows: 1,
                 columns: spec(*parameter).len() as i64,
                 is_matrix: false,
+                is_dense: false,
                 offset: spec(*parameter).offset as i64,
                 bias: None,
             },
@@ -147,6 +158,7 @@ impl Block {
                     },
                     columns: right.size()[2],
                     is_matrix: true,
+                    is_dense: matches!(left, Left::Dense(_)),
                     offset: weights.offset as i64 + first_row * columns,
                     bias: bias.map(|b| spec(b).offset as i64 + first_row),
                 }
@@ -162,6 +174,34 @@ impl Block {
     /// Whether the last column is a bias.
     pub(in crate::torch) fn has_bias(&self) -> bool {
         self.bias.is_some()
+    }
+
+    /// Shape in which an example's gradient is formed. The longer side comes last, which matrix
+    /// products write faster: a plain matrix of more rows than columns is formed transposed.
+    pub(in crate::torch) fn formed_shape(&self) -> [i64; 2] {
+        if self.is_formed_transposed() {
+            [self.columns, self.rows]
+        } else {
+            [self.rows, self.columns]
+        }
+    }
+
+    fn is_formed_transposed(&self) -> bool {
+        self.is_plain() && self.rows > self.columns
+    }
+
+    /// `[… × rows × columns]` in the shape of formed gradients.
+    pub(in crate::torch) fn as_formed(&self, matrices: &Tensor) -> Tensor {
+        if self.is_formed_transposed() {
+            matrices.transpose(-2, -1).contiguous()
+        } else {
+            matrices.shallow_clone()
+        }
+    }
+
+    /// Whether it is the matrix of one linear layer and nothing else.
+    pub(in crate::torch) fn is_plain(&self) -> bool {
+        self.is_dense && self.pieces.len() == 1
     }
 
     /// The single outer product of a block that is nothing else: `u` and `v`, each `[examples ×
@@ -240,8 +280,8 @@ impl Block {
         self.direct_cost(train, test) < formed
     }
 
-    /// Writes the gradients of the examples, `[examples × rows × columns]`, into `out`, which is
-    /// of that shape and contiguous.
+    /// Writes the gradients of the examples into `out`, `[examples × formed shape]` and
+    /// contiguous.
     pub(in crate::torch) fn form(&self, captured: &Captured, out: &mut Tensor) {
         for (k, &piece) in self.pieces.iter().enumerate() {
             match &captured.pieces[piece] {
@@ -258,6 +298,10 @@ impl Block {
                     right,
                     ..
                 } => {
+                    if self.is_formed_transposed() {
+                        let _ = right.transpose(1, 2).bmm_out(out, left);
+                        continue;
+                    }
                     let left = left.transpose(1, 2);
                     if k == 0 {
                         let _ = left.bmm_out(out, right);

@@ -4,7 +4,8 @@ mod blocks;
 mod products;
 mod tape;
 
-use blocks::{Captured, blocks};
+pub(super) use blocks::{Block, Captured, blocks};
+pub(super) use products::{BlockMetric, by_length, pick};
 pub use products::{InnerProducts, Metric, Wanted, inner_products, products_with_vectors};
 pub use tape::Tape;
 pub(super) use tape::Use;
@@ -35,6 +36,9 @@ impl Default for GradientSettings {
     }
 }
 
+/// Examples whose gradients are formed at once.
+const ROWS_AT_ONCE: usize = 32;
+
 /// The gradient of each example's loss with respect to all parameters, `[examples × flat
 /// length]`: each row is laid out as [`Model::flat`], with 0 in the gaps.
 ///
@@ -48,16 +52,18 @@ pub fn per_example_gradients<M: Model>(
         .map_err(|(example, problem)| GradientError::Example { example, problem })?;
     let shape = [examples.len() as i64, model.layout().flat_len() as i64];
     let gradients = Tensor::zeros(shape, (model.kind(), model.device()));
-    if examples.is_empty() {
-        return Ok(gradients);
-    }
-    let members: Vec<&M::Example> = examples.iter().collect();
-    let captured = Captured::new(model, &model.batch(&members), |outputs| outputs.losses());
-    for block in blocks(model.layout(), &captured) {
-        let shape = [captured.examples, block.rows, block.columns];
-        let mut formed = Tensor::zeros(shape, (model.kind(), model.device()));
-        block.form(&captured, &mut formed);
-        block.paste(&formed, &gradients);
+    for (k, examples) in examples.chunks(ROWS_AT_ONCE).enumerate() {
+        let members: Vec<&M::Example> = examples.iter().collect();
+        let captured = Captured::new(model, &model.batch(&members), |outputs| outputs.losses());
+        let rows = gradients.narrow(0, (k * ROWS_AT_ONCE) as i64, captured.examples);
+        for block in blocks(model.layout(), &captured) {
+            let [a, b] = block.formed_shape();
+            let shape = [captured.examples, a, b];
+            let mut formed = Tensor::zeros(shape, (model.kind(), model.device()));
+            block.form(&captured, &mut formed);
+            // The shape of formed gradients is its own inverse.
+            block.paste(&block.as_formed(&formed), &rows);
+        }
     }
     Ok(gradients)
 }
@@ -122,40 +128,17 @@ pub enum GradientError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{ModelSettings, TokenizedExample};
+    use crate::settings::TokenizedExample;
     use crate::torch::batch::{Batch, Place};
-    use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
+    use crate::torch::mlp::Prediction;
+    use crate::torch::test_support::{dense, examples, weights};
     use crate::torch::transformer::{Extras, Transformer, to_vec};
-    use crate::weights::{Architecture, ParameterSpec, Weights};
+    use crate::weights::ParameterSpec;
     use simfluence_core::NoProgress;
     use tch::Kind;
 
     fn rows_of(gradients: &Tensor, spec: &ParameterSpec) -> Tensor {
         gradients.narrow(1, spec.offset as i64, spec.len() as i64)
-    }
-
-    fn weights(tied_output: bool) -> Weights {
-        let model = ModelSettings {
-            layers: 2,
-            heads: 2,
-            width: 8,
-            context: 12,
-            tied_output,
-            dropout: 0.0,
-        };
-        Weights::random(&Architecture::new(model, 9).unwrap(), 5)
-    }
-
-    fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
-        let example = |i: usize| {
-            let length = 4 + (i * 5 + seed) % 8;
-            let tokens = (0..length).map(|p| ((i * 7 + p * p * 3 + seed) % 9) as u32);
-            TokenizedExample {
-                tokens: tokens.collect(),
-                answer_start: length - 1 - (i + seed) % 3,
-            }
-        };
-        (0..count).map(example).collect()
     }
 
     /// One backward pass per example.
@@ -221,32 +204,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    /// A network of several layers on features, and examples for it.
-    fn dense(prediction: Prediction) -> (Mlp, Vec<DenseExample>, Vec<DenseExample>) {
-        let values: Vec<f64> = (0..4 * 7 + 7 + 7 * 3 + 3)
-            .map(|k| (0.7 * f64::from(k) + 0.2).sin())
-            .collect();
-        let model = Mlp::new(
-            &[4, 7, 3],
-            Activation::Tanh,
-            prediction,
-            &values,
-            Kind::Double,
-            tch::Device::Cpu,
-        );
-        let example = |i: u32| DenseExample {
-            features: (0..4).map(|k| f64::from(i * 3 + k * k).sin()).collect(),
-            target: match prediction {
-                Prediction::Classes => Target::Class(i % 3),
-                Prediction::Values => {
-                    Target::Values((0..3).map(|k| f64::from(i + 2 * k).cos()).collect())
-                }
-            },
-        };
-        let examples = |range: std::ops::Range<u32>| range.map(example).collect();
-        (model.unwrap(), examples(0..11), examples(11..16))
     }
 
     fn assert_close(got: &[f32], expected: &Tensor) {
@@ -331,7 +288,8 @@ mod tests {
             }
             matrices += 1;
             let form = |captured: &Captured| {
-                let shape = [captured.examples, block.rows, block.columns];
+                let [rows, columns] = block.formed_shape();
+                let shape = [captured.examples, rows, columns];
                 let mut formed = Tensor::ones(shape, (Kind::Double, tch::Device::Cpu));
                 block.form(captured, &mut formed);
                 formed.view([captured.examples, -1])

@@ -176,6 +176,32 @@ impl Piece {
             Self::Formed { rows, .. } => of(rows),
         }
     }
+
+    /// The same with each example's contribution times a factor, `[examples]`.
+    pub(super) fn scaled(&self, factors: &Tensor) -> Self {
+        match self {
+            Self::Outer {
+                weight,
+                bias,
+                first_row,
+                left,
+                right,
+            } => Self::Outer {
+                weight: *weight,
+                bias: *bias,
+                first_row: *first_row,
+                left: match left {
+                    Left::Dense(u) => Left::Dense(u.shallow_clone()),
+                    Left::Tokens(tokens) => Left::Tokens(tokens.shallow_clone()),
+                },
+                right: right * factors.view([-1, 1, 1]),
+            },
+            Self::Formed { parameter, rows } => Self::Formed {
+                parameter: *parameter,
+                rows: rows * factors.view([-1, 1]),
+            },
+        }
+    }
 }
 
 /// `[examples · positions × features]` (or any shape of it) → `[examples × positions × features]`,

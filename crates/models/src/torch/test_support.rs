@@ -1,0 +1,58 @@
+//! Small models and examples for tests.
+
+use super::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
+use crate::settings::{ModelSettings, TokenizedExample};
+use crate::weights::{Architecture, Weights};
+use tch::Kind;
+
+/// A small transformer's parameters.
+pub(super) fn weights(tied_output: bool) -> Weights {
+    let model = ModelSettings {
+        layers: 2,
+        heads: 2,
+        width: 8,
+        context: 12,
+        tied_output,
+        dropout: 0.0,
+    };
+    Weights::random(&Architecture::new(model, 9).unwrap(), 5)
+}
+
+/// Examples that it can read.
+pub(super) fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
+    let example = |i: usize| {
+        let length = 4 + (i * 5 + seed) % 8;
+        let tokens = (0..length).map(|p| ((i * 7 + p * p * 3 + seed) % 9) as u32);
+        TokenizedExample {
+            tokens: tokens.collect(),
+            answer_start: length - 1 - (i + seed) % 3,
+        }
+    };
+    (0..count).map(example).collect()
+}
+
+/// A network of several layers on features, and examples for it.
+pub(super) fn dense(prediction: Prediction) -> (Mlp, Vec<DenseExample>, Vec<DenseExample>) {
+    let values: Vec<f64> = (0..4 * 7 + 7 + 7 * 3 + 3)
+        .map(|k| (0.7 * f64::from(k) + 0.2).sin())
+        .collect();
+    let model = Mlp::new(
+        &[4, 7, 3],
+        Activation::Tanh,
+        prediction,
+        &values,
+        Kind::Double,
+        tch::Device::Cpu,
+    );
+    let example = |i: u32| DenseExample {
+        features: (0..4).map(|k| f64::from(i * 3 + k * k).sin()).collect(),
+        target: match prediction {
+            Prediction::Classes => Target::Class(i % 3),
+            Prediction::Values => {
+                Target::Values((0..3).map(|k| f64::from(i + 2 * k).cos()).collect())
+            }
+        },
+    };
+    let examples = |range: std::ops::Range<u32>| range.map(example).collect();
+    (model.unwrap(), examples(0..11), examples(11..16))
+}

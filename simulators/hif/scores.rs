@@ -1,0 +1,431 @@
+//! Scores of a model.
+
+use super::params::{
+    Arnoldi, ConjugateGradientSettings, Curved, DampingParam, Drawn, Factored, Hif, HifError,
+    LissaSettings, Solver,
+};
+use super::solvers::{
+    ConjugateGradients, Krylov, Lissa, SolveError, conjugate_gradients, dense, lanczos, lissa,
+};
+use crate::attribution::{Attributed, note_cost};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+use simfluence_core::{Progress, Scores};
+use simfluence_models::{
+    Curvature, CurvatureKind, Damping, FactorKind, InnerProducts, Labels, Metric, Model, Wanted,
+    fit_factors, per_example_gradients, products_with_vectors,
+};
+use tch::Tensor;
+
+/// Products that look at the spectrum before conjugate gradients and LiSSA.
+const SPECTRUM_ITERATIONS: usize = 30;
+
+/// What a solver gave: `g_jᵀ (C + δI)⁻¹ g_i` and how it went.
+struct Solution {
+    products: InnerProducts,
+    report: Value,
+    gradient_evaluations: u64,
+}
+
+impl Hif {
+    /// The scores of every training example for every test example.
+    ///
+    /// - `exposures`: total exposure `x̄_i` of every training example in the reference run.
+    /// - `steps`: its steps `T_ref`.
+    /// - `layers`: whether to give the scores of each layer, too.
+    ///
+    /// How the solve went (damping, residual, iterations, largest and smallest Ritz value, scale)
+    /// is in the scores' provenance under `solver`.
+    ///
+    /// # Errors
+    /// Another number of examples than keys or exposures; an example that the model cannot read;
+    /// a solve that does not converge or an indefinite curvature ([`SolveError`]), with what to
+    /// change.
+    pub fn scores<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        exposures: &[f64],
+        steps: usize,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Scores, HifError> {
+        of.axes.check(of.train.len(), of.test.len())?;
+        if exposures.len() != of.train.len() || steps == 0 {
+            return Err(HifError::Exposures {
+                expected: of.train.len(),
+                got: exposures.len(),
+                steps,
+            });
+        }
+        let weights: Vec<f64> = exposures.iter().map(|x| x / steps as f64).collect();
+        let solution = match self.params.solver {
+            Solver::Factored(factored) => {
+                self.factored(of, &weights, factored, layers, progress)?
+            }
+            Solver::Arnoldi(settings) => self.arnoldi(of, &weights, settings, layers, progress)?,
+            Solver::Exact => self.exact(of, &weights, layers, progress)?,
+            Solver::ConjugateGradients(settings) => {
+                self.conjugate_gradients(of, &weights, settings, layers, progress)?
+            }
+            Solver::Lissa(settings) => self.lissa(of, &weights, settings, layers, progress)?,
+        };
+        self.finish(of, solution, steps)
+    }
+
+    fn finish<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        solution: Solution,
+        steps: usize,
+    ) -> Result<Scores, HifError> {
+        let per_step =
+            |values: Vec<f32>| -> Vec<f32> { values.iter().map(|v| v / steps as f32).collect() };
+        let rate = self.params.gradients.reference_learning_rate;
+        let values = per_step(solution.products.products);
+        let method = match self.params.curvature {
+            Curved::GaussNewton => self.params.solver.method().to_owned(),
+            Curved::Hessian => format!("{}-hessian", self.params.solver.method()),
+        };
+        let mut scores = of.axes.scores(&method, rate, true, values)?;
+        scores.layers = (solution.products.layers.into_iter())
+            .map(|(layer, values)| (layer, per_step(values)))
+            .collect();
+        scores.provenance.insert("solver".into(), solution.report);
+        note_cost(
+            &mut scores,
+            solution.gradient_evaluations + solution.products.gradient_evaluations,
+        );
+        Ok(scores)
+    }
+
+    fn curvature<'a, M: Model>(
+        &self,
+        of: &Attributed<'a, M>,
+        weights: &[f64],
+    ) -> Result<Curvature<'a, M>, HifError> {
+        let kind = match self.params.curvature {
+            Curved::GaussNewton => CurvatureKind::GaussNewton,
+            Curved::Hessian => CurvatureKind::Hessian,
+        };
+        let settings = self.params.gradients.settings();
+        Ok(Curvature::new(
+            of.model, of.train, weights, kind, &settings,
+        )?)
+    }
+
+    /// `δ` where the largest eigenvalue is known.
+    fn damping(&self, largest: f64) -> f64 {
+        match self.params.damping {
+            DampingParam::Absolute(damping) => damping,
+            DampingParam::Relative(factor) => factor * largest,
+        }
+    }
+
+    fn factored<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        weights: &[f64],
+        factored: Factored,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Solution, HifError> {
+        let kind = match factored {
+            Factored::Ekfac(_) => FactorKind::Ekfac,
+            Factored::Kfac(_) => FactorKind::Kfac,
+            Factored::Diagonal(_) => FactorKind::Diagonal,
+        };
+        let seed = self.params.seed;
+        let labels = match factored.drawn() {
+            Drawn::Sampled(draws) => Labels::Sampled { seed, draws },
+            Drawn::Given => Labels::Given,
+            Drawn::Expected => Labels::Expected,
+        };
+        let settings = self.params.gradients.settings();
+        let factors = fit_factors(
+            of.model, of.train, weights, kind, labels, &settings, progress,
+        )?;
+        let damping = match self.params.damping {
+            DampingParam::Absolute(damping) => Damping::Absolute(damping),
+            DampingParam::Relative(factor) => Damping::Relative(factor),
+        };
+        let inverse = factors.inverse(damping)?;
+        let products = self.products(of, &inverse, layers, progress)?;
+        let blocks: Vec<Value> = (factors.layers().iter())
+            .map(|l| {
+                json!({"layer": l.layer, "smallest": l.smallest, "mean": l.mean,
+                    "largest": l.largest})
+            })
+            .collect();
+        Ok(Solution {
+            products,
+            report: json!({"damping": self.params.damping, "eigenvalues": blocks,
+                "settings": self.params.solver, "seed": seed}),
+            gradient_evaluations: factors.gradient_evaluations(),
+        })
+    }
+
+    fn products<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        metric: &Metric,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<InnerProducts, HifError> {
+        let wanted = Wanted {
+            layers,
+            norms: false,
+        };
+        Ok(of.products(metric, wanted, &self.params.gradients, progress)?)
+    }
+
+    /// `v_q · g_i` for solved vectors, with what solving them cost.
+    fn against<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        solved: &Tensor,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<InnerProducts, HifError> {
+        let wanted = Wanted {
+            layers,
+            norms: false,
+        };
+        let settings = self.params.gradients.settings();
+        let mut found =
+            products_with_vectors(of.model, of.train, solved, wanted, &settings, progress)?;
+        found.gradient_evaluations += of.test.len() as u64;
+        Ok(found)
+    }
+
+    fn exact<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        weights: &[f64],
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Solution, HifError> {
+        let curvature = self.curvature(of, weights)?;
+        let right = per_example_gradients(of.model, of.test)?;
+        let solved = dense(&curvature, |largest| self.damping(largest), &right)?;
+        Ok(Solution {
+            products: self.against(of, &solved.solution, layers, progress)?,
+            report: json!({"damping": solved.damping, "smallest_eigenvalue": solved.smallest,
+                "largest_eigenvalue": solved.largest}),
+            gradient_evaluations: curvature.gradient_evaluations(),
+        })
+    }
+
+    /// A look at the spectrum, and `δ`.
+    fn spectrum<M: Model>(
+        &self,
+        curvature: &Curvature<'_, M>,
+        solver: &'static str,
+    ) -> Result<(Krylov, f64), HifError> {
+        let seed = self.params.seed;
+        let krylov = lanczos(curvature, SPECTRUM_ITERATIONS, seed, curvature.kind())?;
+        let damping = self.damping(krylov.largest());
+        if krylov.smallest() + damping <= 0.0 {
+            return Err(SolveError::Indefinite {
+                solver,
+                smallest: krylov.smallest(),
+                damping,
+            }
+            .into());
+        }
+        Ok((krylov, damping))
+    }
+
+    fn conjugate_gradients<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        weights: &[f64],
+        settings: ConjugateGradientSettings,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Solution, HifError> {
+        let curvature = self.curvature(of, weights)?;
+        let (krylov, damping) = self.spectrum(&curvature, "conjugate gradients")?;
+        let right = per_example_gradients(of.model, of.test)?;
+        let settings = ConjugateGradients {
+            tolerance: settings.tolerance,
+            iterations: settings.iterations,
+        };
+        let solved = conjugate_gradients(&curvature, damping, &right, &settings)?;
+        Ok(Solution {
+            products: self.against(of, &solved.solution, layers, progress)?,
+            report: json!({"damping": damping, "residual": solved.residual,
+                "iterations": solved.iterations, "smallest_ritz_value": krylov.smallest(),
+                "largest_ritz_value": krylov.largest(), "settings": self.params.solver}),
+            gradient_evaluations: curvature.gradient_evaluations(),
+        })
+    }
+
+    fn lissa<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        weights: &[f64],
+        settings: LissaSettings,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Solution, HifError> {
+        let whole = self.curvature(of, weights)?;
+        let (krylov, damping) = self.spectrum(&whole, "LiSSA")?;
+        let margin = if settings.batch_size.is_some() {
+            2.2
+        } else {
+            1.1
+        };
+        let scale = settings
+            .scale
+            .unwrap_or(margin * krylov.largest() + damping);
+        let right = per_example_gradients(of.model, of.test)?;
+        let recursion = Lissa {
+            depth: settings.depth,
+            repeats: settings.repeats,
+            tolerance: settings.tolerance / 10.0,
+        };
+        let (solved, more) = match settings.batch_size {
+            None => (recursion.whole(&whole, damping, scale, &right)?, 0),
+            Some(size) => {
+                let parts = self.mini_batches(of, weights, size)?;
+                let mut rng = ChaCha8Rng::seed_from_u64(self.params.seed);
+                let rounds = settings.depth * settings.repeats;
+                let order: Vec<usize> = (0..rounds)
+                    .map(|_| rng.random_range(0..parts.len()))
+                    .collect();
+                let times = |k: usize, x: &Tensor| parts[order[k]].times(x);
+                let solved = lissa(&times, false, damping, scale, &right, &recursion)?;
+                (
+                    solved,
+                    parts.iter().map(Curvature::gradient_evaluations).sum(),
+                )
+            }
+        };
+        let back = whole.times(&solved.solution) + &solved.solution * damping - &right;
+        let norms = |t: &Tensor| t.norm_scalaropt_dim(2.0, 1, false);
+        let residual = (norms(&back) / norms(&right).clamp_min(f64::MIN_POSITIVE))
+            .max()
+            .double_value(&[]);
+        if residual.is_nan() || residual > settings.tolerance {
+            return Err(SolveError::NotConverged {
+                solver: "LiSSA",
+                iterations: solved.iterations,
+                residual,
+                tolerance: settings.tolerance,
+                damping,
+            }
+            .into());
+        }
+        Ok(Solution {
+            products: self.against(of, &solved.solution, layers, progress)?,
+            report: json!({"damping": damping, "scale": scale, "residual": residual,
+                "iterations": solved.iterations, "change": solved.change,
+                "spectral_radius": krylov.largest().max(-krylov.smallest()),
+                "smallest_ritz_value": krylov.smallest(), "settings": self.params.solver,
+                "seed": self.params.seed}),
+            gradient_evaluations: whole.gradient_evaluations() + more,
+        })
+    }
+
+    /// The curvature of disjoint mini-batches of the shuffled training examples, each weighted so
+    /// that their mean is the whole.
+    fn mini_batches<'a, M: Model>(
+        &self,
+        of: &Attributed<'a, M>,
+        weights: &[f64],
+        size: usize,
+    ) -> Result<Vec<Curvature<'a, M>>, HifError> {
+        let mut ids: Vec<usize> = (0..weights.len()).filter(|&i| weights[i] > 0.0).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(self.params.seed ^ 0x5eed);
+        for k in (1..ids.len()).rev() {
+            ids.swap(k, rng.random_range(0..=k));
+        }
+        let count = ids.len().div_ceil(size);
+        ids.chunks(size)
+            .map(|ids| {
+                let mut own = vec![0.0; weights.len()];
+                ids.iter().for_each(|&i| own[i] = weights[i] * count as f64);
+                self.curvature(of, &own)
+            })
+            .collect()
+    }
+
+    fn arnoldi<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        weights: &[f64],
+        settings: Arnoldi,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Solution, HifError> {
+        let curvature = self.curvature(of, weights)?;
+        let krylov = lanczos(
+            &curvature,
+            settings.iterations,
+            self.params.seed,
+            curvature.kind(),
+        )?;
+        let damping = self.damping(krylov.largest());
+        let kept = krylov.dominant(settings.rank);
+        let smallest = kept
+            .iter()
+            .map(|&k| krylov.values[k])
+            .fold(f64::INFINITY, f64::min);
+        if smallest + damping <= 0.0 {
+            return Err(SolveError::Indefinite {
+                solver: "Arnoldi's iteration",
+                smallest,
+                damping,
+            }
+            .into());
+        }
+        let index: Vec<i64> = kept.iter().map(|&k| k as i64).collect();
+        let basis = krylov.vectors.index_select(
+            0,
+            &Tensor::from_slice(&index).to_device(krylov.vectors.device()),
+        );
+        // The space is the same for all: test gradients are projected into it and back.
+        let wanted = Wanted::default();
+        let settings = self.params.gradients.settings();
+        let test = products_with_vectors(of.model, of.test, &basis, wanted, &settings, progress)?;
+        let inverse: Vec<f64> = kept
+            .iter()
+            .map(|&k| 1.0 / (krylov.values[k] + damping))
+            .collect();
+        let inverse = Tensor::from_slice(&inverse).to_kind(basis.kind());
+        let projected = Tensor::from_slice(&test.products)
+            .view([of.test.len() as i64, kept.len() as i64])
+            .to_kind(basis.kind());
+        let mut products = if layers {
+            let solved = (projected * inverse).matmul(&basis);
+            self.against(of, &solved, true, progress)?
+        } else {
+            let train =
+                products_with_vectors(of.model, of.train, &basis, wanted, &settings, progress)?;
+            let own = Tensor::from_slice(&train.products)
+                .view([of.train.len() as i64, kept.len() as i64])
+                .to_kind(basis.kind());
+            let scores = own.matmul(&(projected * inverse).transpose(0, 1));
+            InnerProducts {
+                products: Vec::try_from(scores.to_kind(tch::Kind::Float).reshape([-1]))
+                    .expect("real numbers"),
+                gradient_evaluations: train.gradient_evaluations,
+                ..InnerProducts::default()
+            }
+        };
+        products.gradient_evaluations += test.gradient_evaluations;
+        let worst = kept
+            .iter()
+            .map(|&k| krylov.residuals[k])
+            .fold(0.0, f64::max);
+        Ok(Solution {
+            products,
+            report: json!({"damping": damping, "ritz_values": kept.len(),
+                "largest_ritz_value": krylov.largest(), "smallest_ritz_value": krylov.smallest(),
+                "smallest_kept_ritz_value": smallest, "largest_residual_of_a_pair": worst,
+                "settings": self.params.solver, "seed": self.params.seed}),
+            gradient_evaluations: curvature.gradient_evaluations(),
+        })
+    }
+}
