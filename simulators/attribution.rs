@@ -1,6 +1,8 @@
 //! What the gradient-based attribution methods share: their settings, their axes, their errors.
 
-use simfluence_core::{Scores, ScoresError};
+use crate::units::UnitsError;
+use simfluence_core::{Optimizer, Scores, ScoresError};
+use simfluence_models::SettingsError;
 use std::collections::BTreeMap;
 
 /// Settings of a method that compares gradients.
@@ -84,6 +86,36 @@ impl GradientParams {
             memory: self.memory,
             threads: self.threads,
         }
+    }
+}
+
+/// The optimiser of methods that take steps, where none is chosen: Adam without weight decay.
+pub(crate) fn plain_adam() -> Optimizer {
+    Optimizer::Adam {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    }
+}
+
+/// Fails unless a setting is positive and finite.
+pub(crate) fn positive(setting: &'static str, got: f64) -> Result<(), AttributionError> {
+    if got.is_finite() && got > 0.0 {
+        return Ok(());
+    }
+    Err(AttributionError::Setting(SettingsError::Range {
+        setting,
+        expected: "positive and finite",
+        got,
+    }))
+}
+
+/// Fails if a count is 0.
+pub(crate) fn at_least_one(setting: &'static str, got: usize) -> Result<(), AttributionError> {
+    match got {
+        0 => Err(AttributionError::Zero { setting }),
+        _ => Ok(()),
     }
 }
 
@@ -227,6 +259,72 @@ pub enum AttributionError {
         /// Its learning rate.
         got: f64,
     },
+    /// A setting out of its range.
+    #[error(transparent)]
+    Setting(#[from] SettingsError),
+    /// Units of examples.
+    #[error(transparent)]
+    Units(#[from] UnitsError),
+    /// A model or examples that give NaN or infinities to begin with.
+    #[error("{method}: {what} is {got} before any step; the model's parameters are broken")]
+    NotFinite {
+        /// Name of the method.
+        method: String,
+        /// What is not finite.
+        what: String,
+        /// Its value.
+        got: f64,
+    },
+    /// Steps that led to a NaN or an infinity.
+    #[error(
+        "{method}: after step {step} on unit {unit:?} {what} is {got}; lower the learning rate (now {learning_rate:e}) or take fewer steps"
+    )]
+    Diverged {
+        /// Name of the method.
+        method: String,
+        /// Name of the unit.
+        unit: String,
+        /// Finished steps.
+        step: u32,
+        /// What is not finite.
+        what: String,
+        /// Its value.
+        got: f64,
+        /// Learning rate of the steps.
+        learning_rate: f64,
+    },
+    /// A step of a curve after which nothing was measured.
+    #[error(
+        "no losses were measured after step {step} of unit {unit:?}; take a step above 0 that curve_every keeps, or lower curve_every"
+    )]
+    NotMeasured {
+        /// Name of the unit.
+        unit: String,
+        /// The step.
+        step: u32,
+    },
+    /// A minimisation that did not reach its tolerance.
+    #[error(
+        "{method}: for unit {unit:?} the gradient fell to {reached:.1e} of its start in {iterations} iterations, not to the tolerance {tolerance:.1e}; raise max_iterations (now {max_iterations}), the damping (now {damping:e}) or the tolerance, or lower epsilon (now {epsilon:e})"
+    )]
+    NotConverged {
+        /// Name of the method.
+        method: String,
+        /// Name of the unit.
+        unit: String,
+        /// Iterations made.
+        iterations: u32,
+        /// Iterations allowed.
+        max_iterations: u32,
+        /// Norm of the gradient over that at the start.
+        reached: f64,
+        /// What it should have fallen to.
+        tolerance: f64,
+        /// The damping.
+        damping: f64,
+        /// The extra weight of the unit.
+        epsilon: f64,
+    },
     /// The scores themselves: a NaN or an infinity, with its place.
     #[error(transparent)]
     Scores(#[from] ScoresError),
@@ -241,9 +339,9 @@ pub(crate) mod test_support {
     use super::Axes;
     use simfluence_core::{BoxError, Curriculum, Optimizer, Step};
     use simfluence_models::{
-        Architecture, Device, Evaluation, EvaluationSet, ModelSettings, StepRecord,
-        TokenizedExample, TrainingObserver, TrainingSettings, TrainingState, Transformer, Weights,
-        fine_tune,
+        Activation, Architecture, DenseExample, Device, Evaluation, EvaluationSet, Mlp,
+        ModelSettings, Prediction, StepRecord, Target, TokenizedExample, TrainingObserver,
+        TrainingSettings, TrainingState, Transformer, Weights, fine_tune,
     };
 
     /// A small transformer.
@@ -275,6 +373,45 @@ pub(crate) mod test_support {
             }
         };
         (0..count).map(example).collect()
+    }
+
+    /// A network of these layers in 64-bit floats, and examples for it, all different.
+    pub fn dense(sizes: &[usize], prediction: Prediction, count: u32) -> (Mlp, Vec<DenseExample>) {
+        let values: Vec<f64> = (0..Mlp::layout_of(sizes).parameter_count())
+            .map(|k| (0.7 * k as f64 + 0.2).sin())
+            .collect();
+        let (kind, device) = (tch::Kind::Double, tch::Device::Cpu);
+        let model = Mlp::new(sizes, Activation::Tanh, prediction, &values, kind, device);
+        let outputs = sizes[sizes.len() - 1] as u32;
+        let example = |i: u32| DenseExample {
+            features: (0..sizes[0] as u32)
+                .map(|k| (0.9 * f64::from((i + 2) * (k + 2))).sin())
+                .collect(),
+            target: match prediction {
+                Prediction::Classes => Target::Class((i * i + i / 2) % outputs),
+                Prediction::Values => {
+                    Target::Values((0..outputs).map(|k| f64::from(i + 2 * k).cos()).collect())
+                }
+            },
+        };
+        (model.expect("valid"), (0..count).map(example).collect())
+    }
+
+    /// Plain stochastic gradient descent.
+    pub fn sgd() -> Optimizer {
+        Optimizer::Sgd {
+            momentum: 0.0,
+            dampening: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+        }
+    }
+
+    /// The parameters as bits.
+    pub fn bits<M: simfluence_models::Model>(model: &M) -> Vec<u64> {
+        let flat = model.flat().to_kind(tch::Kind::Double);
+        let values = Vec::<f64>::try_from(flat).expect("a flat buffer of floats");
+        values.into_iter().map(f64::to_bits).collect()
     }
 
     /// Keys for so many training and test examples.
@@ -311,12 +448,7 @@ pub(crate) mod test_support {
             }
         }
         let settings = TrainingSettings {
-            optimizer: Optimizer::Sgd {
-                momentum: 0.0,
-                dampening: 0.0,
-                nesterov: false,
-                weight_decay: 0.0,
-            },
+            optimizer: sgd(),
             ..TrainingSettings::default()
         };
         let step = Step::new(vec![example], Some(rate));

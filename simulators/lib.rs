@@ -3,13 +3,19 @@
 pub mod additive;
 pub mod attribution;
 pub mod baselines;
+pub mod curves;
+pub mod empirical;
 pub mod gradcos;
 pub mod graddot;
 pub mod hif;
 pub mod leave_out;
 pub mod simfluence;
 pub mod tracin;
+pub mod units;
+pub mod untrac;
 
 mod load;
+#[cfg(feature = "torch")]
+mod walk;
 
 pub use load::{LoadError, load};

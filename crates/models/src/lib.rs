@@ -17,7 +17,9 @@ pub mod torch;
 pub mod weights;
 
 pub use device::{Device, DeviceError};
-pub use settings::{ModelSettings, SettingsError, TokenizedExample, TokensError, TrainingSettings};
+pub use settings::{
+    ModelSettings, SettingsError, TokenizedExample, TokensError, TrainingSettings, check_optimizer,
+};
 pub use task::{DataSettings, PreparedTask, PretrainingSettings, Task, TaskError};
 pub use text::{TaskData, TextError, TextExample};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerKind};

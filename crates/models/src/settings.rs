@@ -167,9 +167,13 @@ impl TrainingSettings {
     }
 }
 
-/// The ranges in which the updates are what their papers describe; for momentum, dampening and `α`
-/// narrower than PyTorch, which lets averages grow without bound.
-fn check_optimizer(optimizer: &Optimizer) -> Result<(), SettingsError> {
+/// Checks the constants of an optimiser: the ranges in which the updates are what their papers
+/// describe; for momentum, dampening and `α` narrower than PyTorch, which lets averages grow
+/// without bound.
+///
+/// # Errors
+/// A constant out of its range.
+pub fn check_optimizer(optimizer: &Optimizer) -> Result<(), SettingsError> {
     match *optimizer {
         Optimizer::Sgd {
             momentum,

@@ -6,6 +6,7 @@ mod gradients;
 mod mlp;
 mod model;
 mod optimizers;
+mod prepared;
 #[cfg(test)]
 mod test_support;
 mod training;
@@ -23,6 +24,7 @@ pub use gradients::{
 };
 pub use mlp::{Activation, DenseBatch, DenseExample, Mlp, MlpError, Prediction, Target};
 pub use model::{Draw, ExampleError, Model, Outputs, Targets, check_all};
+pub use prepared::{PreparedExamples, Snapshot, gradient_of};
 pub use training::{
     FineTuning, Silent, StepRecord, TrainingError, TrainingObserver, TrainingState, fine_tune,
     pretrain,

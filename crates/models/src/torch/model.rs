@@ -113,6 +113,31 @@ impl Outputs {
         (self.position_losses() * &self.weights).sum_dim_intlist(1, false, None)
     }
 
+    /// How far each example's predictions have moved from `reference` (predictions of the same
+    /// rows), `[examples]`: the Bregman divergence of the loss in its predictions,
+    /// `D(y, y₀) = L(y) − L(y₀) − ∇L(y₀)ᵀ (y − y₀)`. For classes it is `KL(softmax y₀ ‖ softmax y)`,
+    /// for values `½ ‖y − y₀‖²`; it does not depend on the targets.
+    ///
+    /// # Reference
+    /// Grosse et al. 2023, "Studying large language model generalization with influence functions",
+    /// section 2.1.1; Bae et al. 2022.
+    pub fn divergences(&self, reference: &Tensor) -> Tensor {
+        let rows = match &self.targets {
+            Targets::Classes(_) => {
+                let before = reference.log_softmax(-1, None);
+                let after = self.predictions.log_softmax(-1, None);
+                (before.exp() * (before - after)).sum_dim_intlist(1, false, None)
+            }
+            Targets::Values(_) => {
+                (&self.predictions - reference)
+                    .square()
+                    .sum_dim_intlist(1, false, None)
+                    * 0.5
+            }
+        };
+        (rows.view_as(&self.weights) * &self.weights).sum_dim_intlist(1, false, None)
+    }
+
     /// Number of different targets that a position can have; `None` for values.
     pub fn classes(&self) -> Option<i64> {
         match self.targets {
@@ -216,4 +241,70 @@ pub enum ExampleError {
         /// The value.
         got: f64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(k: i64, scale: f64) -> Tensor {
+        (Tensor::arange(k, (Kind::Double, Device::Cpu)) * scale).sin()
+    }
+
+    /// Two examples of two positions and three outputs.
+    fn outputs(is_classes: bool, predictions: Tensor) -> Outputs {
+        let targets = if is_classes {
+            Targets::Classes(Tensor::from_slice(&[0_i64, 2, 1, 1]))
+        } else {
+            Targets::Values(number(12, 2.3).view([4, 3]))
+        };
+        Outputs {
+            predictions,
+            targets,
+            weights: Tensor::from_slice(&[0.25, 0.75, 1.0, 0.0]).view([2, 2]),
+        }
+    }
+
+    #[test]
+    fn ref_divergences_are_what_the_tangent_of_the_loss_misses() {
+        for is_classes in [true, false] {
+            let start = number(12, 0.9).view([4, 3]).set_requires_grad(true);
+            let moved = &start.detach() + number(12, 1.7).view([4, 3]);
+            let (at, to) = (
+                outputs(is_classes, start.shallow_clone()),
+                outputs(is_classes, moved.shallow_clone()),
+            );
+            let losses = at.losses();
+            let total = losses.sum(Kind::Double);
+            let slope = Tensor::run_backward(&[total], &[&start], false, false).remove(0);
+            let along = (slope * (&moved - start.detach()))
+                .sum_dim_intlist(1, false, None)
+                .view([2, 2])
+                .sum_dim_intlist(1, false, None);
+            let expected = to.losses() - losses.detach() - along;
+            let got = to.divergences(&start.detach());
+            assert!((got - &expected).abs().max().double_value(&[]) < 1e-14);
+            assert!(expected.min().double_value(&[]) > 0.01);
+        }
+    }
+
+    #[test]
+    fn ref_the_curvature_of_divergences_is_the_hessian_of_the_loss() {
+        for is_classes in [true, false] {
+            let start = number(12, 0.9).view([4, 3]);
+            let tangent = number(12, 0.4).view([4, 3]);
+            // The gradient of the divergence is 0 at the reference; its slope is the Hessian.
+            let gradient = |amount: f64| {
+                let moved = (&start + &tangent * amount).set_requires_grad(true);
+                let total = outputs(is_classes, moved.shallow_clone())
+                    .divergences(&start)
+                    .sum(Kind::Double);
+                Tensor::run_backward(&[total], &[&moved], false, false).remove(0)
+            };
+            assert!(gradient(0.0).abs().max().double_value(&[]) < 1e-15);
+            let slope = (gradient(1e-5) - gradient(-1e-5)) / 2e-5;
+            let expected = outputs(is_classes, start.shallow_clone()).loss_hessian_times(&tangent);
+            assert!((slope - expected).abs().max().double_value(&[]) < 1e-9);
+        }
+    }
 }

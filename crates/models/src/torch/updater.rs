@@ -42,6 +42,23 @@ impl Updater {
                 view.copy_(gradient);
             }
         });
+        self.apply(model, clip, rate)
+    }
+
+    /// As [`Updater::update`] with a gradient that is already there, laid out as the parameters:
+    /// for batches that go through the model in several passes.
+    pub fn update_with<M: Model>(
+        &mut self,
+        model: &M,
+        gradient: &Tensor,
+        clip: Option<f64>,
+        rate: f64,
+    ) -> f64 {
+        tch::no_grad(|| self.gradient.copy_(gradient));
+        self.apply(model, clip, rate)
+    }
+
+    fn apply<M: Model>(&mut self, model: &M, clip: Option<f64>, rate: f64) -> f64 {
         let norm = self.gradient.norm().double_value(&[]);
         if let Some(limit) = clip {
             // As torch.nn.utils.clip_grad_norm_.
