@@ -259,12 +259,7 @@ fn ideal(
     progress: &dyn Progress,
 ) -> Result<Vec<Fitted>> {
     let judges: Vec<&Run> = (split.held_out.iter().copied())
-        .chain(
-            split
-                .suite
-                .iter()
-                .flat_map(|pair| [pair.base, pair.edited]),
-        )
+        .chain(split.suite.iter().flat_map(|pair| [pair.base, pair.edited]))
         .collect();
     let (rows, cost) = measured(|| attribute::ideal::simulators(args, open, &judges, progress));
     let (rows, kept) = rows?;

@@ -1,7 +1,7 @@
 //! Scores of every attribution method from a model's gradients, losses and curvature.
 
+use super::Request;
 use super::replay::{Preconditioners, preconditioners};
-use super::{Request, name};
 use crate::cli::{AttributionMethod, CurvatureArg, LabelsArg, MethodSettings, OptimizerArg};
 use crate::runs::OpenRuns;
 use crate::train::{BaseModel, checkpoints, weights_in};
@@ -79,6 +79,10 @@ pub fn scores(
     ];
     for (entry, value) in entries {
         scores.provenance.insert(entry.into(), value);
+    }
+    let note = settings_note(request.settings, request.unit);
+    if note.as_object().is_some_and(|entries| !entries.is_empty()) {
+        scores.provenance.insert("settings".into(), note);
     }
     Ok(scores)
 }
@@ -392,7 +396,7 @@ impl Scoring<'_> {
 
 /// What decides scores besides the method and the run: kept with them, so that others are not
 /// mistaken for them.
-pub fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
+fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
     let text = |v: Option<String>| v.map_or(Value::Null, Value::from);
     let debug = |v: Option<&dyn std::fmt::Debug>| text(v.map(|v| format!("{v:?}").to_lowercase()));
     let mut note = json!({
@@ -419,12 +423,4 @@ pub fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
         entries.retain(|_, value| !value.is_null());
     }
     note
-}
-
-/// Name of the method that scores belong to, with what was asked of it.
-pub fn described(method: AttributionMethod, note: &Value) -> String {
-    match note.as_object().is_none_or(serde_json::Map::is_empty) {
-        true => name(method),
-        false => format!("{} {note}", name(method)),
-    }
 }
