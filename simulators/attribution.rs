@@ -2,7 +2,7 @@
 
 use crate::units::UnitsError;
 use simfluence_core::{Optimizer, Scores, ScoresError};
-use simfluence_models::SettingsError;
+use simfluence_models::{Approximation, SettingsError};
 use std::collections::BTreeMap;
 
 /// Settings of a method that compares gradients.
@@ -23,6 +23,8 @@ pub struct GradientParams {
     pub memory: usize,
     /// LibTorch threads, default 1, at least 1.
     pub threads: u32,
+    /// How gradients are kept, default [`Approximation::Exact`].
+    pub approximation: Approximation,
 }
 
 impl GradientParams {
@@ -33,6 +35,7 @@ impl GradientParams {
             batch_size: 32,
             memory: 1 << 30,
             threads: 1,
+            approximation: Approximation::Exact,
         }
     }
 
@@ -54,6 +57,13 @@ impl GradientParams {
     #[must_use]
     pub fn threads(mut self, threads: u32) -> Self {
         self.threads = threads;
+        self
+    }
+
+    /// Sets how gradients are kept.
+    #[must_use]
+    pub fn approximation(mut self, approximation: Approximation) -> Self {
+        self.approximation = approximation;
         self
     }
 
@@ -85,6 +95,7 @@ impl GradientParams {
             batch_size: self.batch_size,
             memory: self.memory,
             threads: self.threads,
+            approximation: self.approximation,
         }
     }
 }

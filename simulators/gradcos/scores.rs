@@ -21,6 +21,7 @@ impl GradCos {
         let wanted = Wanted {
             layers: false,
             norms: true,
+            ..Wanted::default()
         };
         let found = of.products(metric, wanted, &self.params, progress)?;
         let mut scores = self.scores_from_products(

@@ -25,6 +25,7 @@ impl GradDot {
         let wanted = Wanted {
             layers,
             norms: false,
+            ..Wanted::default()
         };
         let found = of.products(metric, wanted, &self.params, progress)?;
         let mut scores = self.scores_from_products(&found.products, of.axes)?;

@@ -175,6 +175,7 @@ impl Hif {
         let wanted = Wanted {
             layers,
             norms: false,
+            ..Wanted::default()
         };
         Ok(of.products(metric, wanted, &self.params.gradients, progress)?)
     }
@@ -190,6 +191,7 @@ impl Hif {
         let wanted = Wanted {
             layers,
             norms: false,
+            ..Wanted::default()
         };
         let settings = self.params.gradients.settings();
         let mut found =

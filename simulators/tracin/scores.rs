@@ -39,6 +39,7 @@ impl TracinCp {
         let wanted = Wanted {
             layers,
             norms: false,
+            ..Wanted::default()
         };
         let mut whole = Sum::default();
         let mut parts: Vec<(String, Sum)> = Vec::new();

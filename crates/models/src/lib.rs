@@ -3,6 +3,7 @@
 //! Tasks, tokenisers and designs need no LibTorch: `simfluence plan` works without it. The
 //! feature `torch` adds the transformer, the optimisers, training and gradients.
 
+mod approximation;
 pub mod device;
 #[cfg(feature = "torch")]
 mod native;
@@ -16,6 +17,7 @@ pub mod tokenizer;
 pub mod torch;
 pub mod weights;
 
+pub use approximation::Approximation;
 pub use device::{Device, DeviceError};
 pub use settings::{
     ModelSettings, SettingsError, TokenizedExample, TokensError, TrainingSettings, check_optimizer,

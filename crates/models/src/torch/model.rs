@@ -33,6 +33,12 @@ pub trait Model {
     /// Input positions of an example, so that those of similar length share a batch.
     fn length(&self, example: &Self::Example) -> usize;
 
+    /// Targets of an example: positions with a loss of their own. They are the first of its rows
+    /// in [`Model::outputs`].
+    fn targets(&self, _: &Self::Example) -> usize {
+        1
+    }
+
     /// Checked examples as tensors.
     fn batch(&self, examples: &[&Self::Example]) -> Self::Batch;
 

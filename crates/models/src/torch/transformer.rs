@@ -362,6 +362,10 @@ impl Model for Transformer {
         example.tokens.len() - 1
     }
 
+    fn targets(&self, example: &TokenizedExample) -> usize {
+        example.tokens.len() - example.answer_start
+    }
+
     fn batch(&self, examples: &[&TokenizedExample]) -> Batch {
         Batch::new(examples, 0, Place::of(self))
     }

@@ -59,6 +59,20 @@ impl Captured {
         self.pieces.iter().map(Piece::bytes).sum()
     }
 
+    /// Some of the examples, as views.
+    pub(super) fn narrow(&self, first: i64, count: i64) -> Self {
+        let pieces = self.pieces.iter().map(|p| p.narrow(first, count));
+        Self {
+            pieces: pieces.collect(),
+            examples: count,
+        }
+    }
+
+    /// From pieces that were made otherwise.
+    pub(super) fn of_pieces(pieces: Vec<Piece>, examples: i64) -> Self {
+        Self { pieces, examples }
+    }
+
     /// Each example's gradient times a factor, `[examples]`.
     pub(in crate::torch) fn scaled(&self, factors: &Tensor) -> Self {
         Self {
@@ -106,6 +120,8 @@ pub(in crate::torch) struct Block {
     pub(in crate::torch) is_matrix: bool,
     /// Whether the left side of those is a layer's output gradient.
     is_dense: bool,
+    /// Whether its gradients are formed as `[columns × rows]`.
+    pub(super) is_formed_transposed: bool,
     /// First value of the weights in the flat buffer.
     offset: i64,
     /// First value of the bias in the flat buffer.
@@ -123,6 +139,9 @@ pub(in crate::torch) fn blocks(layout: &Layout, captured: &Captured) -> Vec<Bloc
             None => blocks.push(block),
         }
     }
+    for block in &mut blocks {
+        block.is_formed_transposed = block.is_plain() && block.rows > block.columns;
+    }
     blocks
 }
 
@@ -137,6 +156,7 @@ impl Block {
                 columns: spec(*parameter).len() as i64,
                 is_matrix: false,
                 is_dense: false,
+                is_formed_transposed: false,
                 offset: spec(*parameter).offset as i64,
                 bias: None,
             },
@@ -159,6 +179,7 @@ impl Block {
                     columns: right.size()[2],
                     is_matrix: true,
                     is_dense: matches!(left, Left::Dense(_)),
+                    is_formed_transposed: false,
                     offset: weights.offset as i64 + first_row * columns,
                     bias: bias.map(|b| spec(b).offset as i64 + first_row),
                 }
@@ -171,6 +192,23 @@ impl Block {
         self.rows * self.columns
     }
 
+    /// Values per example as two thin matrices of this rank; a vector stays as it is.
+    pub(super) fn low_rank_len(&self, rank: i64) -> i64 {
+        match self.is_matrix {
+            true => rank.min(self.rows).min(self.columns) * (self.rows + self.columns),
+            false => self.len(),
+        }
+    }
+
+    /// Most outer products of an example in one piece.
+    pub(super) fn positions(&self, captured: &Captured) -> i64 {
+        let of = |piece: &usize| match &captured.pieces[*piece] {
+            Piece::Outer { right, .. } => right.size()[1],
+            Piece::Formed { .. } => 1,
+        };
+        self.pieces.iter().map(of).max().unwrap_or(1)
+    }
+
     /// Whether the last column is a bias.
     pub(in crate::torch) fn has_bias(&self) -> bool {
         self.bias.is_some()
@@ -179,20 +217,16 @@ impl Block {
     /// Shape in which an example's gradient is formed. The longer side comes last, which matrix
     /// products write faster: a plain matrix of more rows than columns is formed transposed.
     pub(in crate::torch) fn formed_shape(&self) -> [i64; 2] {
-        if self.is_formed_transposed() {
+        if self.is_formed_transposed {
             [self.columns, self.rows]
         } else {
             [self.rows, self.columns]
         }
     }
 
-    fn is_formed_transposed(&self) -> bool {
-        self.is_plain() && self.rows > self.columns
-    }
-
     /// `[… × rows × columns]` in the shape of formed gradients.
     pub(in crate::torch) fn as_formed(&self, matrices: &Tensor) -> Tensor {
-        if self.is_formed_transposed() {
+        if self.is_formed_transposed {
             matrices.transpose(-2, -1).contiguous()
         } else {
             matrices.shallow_clone()
@@ -202,6 +236,16 @@ impl Block {
     /// Whether it is the matrix of one linear layer and nothing else.
     pub(in crate::torch) fn is_plain(&self) -> bool {
         self.is_dense && self.pieces.len() == 1
+    }
+
+    /// The same block of a [`Captured`] that holds it in this one piece, a sum of dense outer
+    /// products if it is a matrix.
+    pub(super) fn alone(&self, piece: usize) -> Self {
+        Self {
+            pieces: vec![piece],
+            is_dense: self.is_matrix,
+            ..self.clone()
+        }
     }
 
     /// The single outer product of a block that is nothing else: `u` and `v`, each `[examples ×
@@ -239,19 +283,26 @@ impl Block {
         cost
     }
 
-    /// Multiplications for one pair of examples without forming either.
-    fn direct_cost(&self, a: &Captured, b: &Captured) -> f64 {
+    /// Multiplications for one pair of examples without forming either; `other` is the same block
+    /// as `b` holds it.
+    fn direct_cost(&self, a: &Captured, other: &Self, b: &Captured) -> f64 {
         let mut cost = 0.0;
         for &p in &self.pieces {
-            for &q in &self.pieces {
-                let (Piece::Outer { left, right, .. }, Piece::Outer { right: other, .. }) =
-                    (&a.pieces[p], &b.pieces[q])
+            for &q in &other.pieces {
+                let (
+                    Piece::Outer {
+                        left: u, right: v, ..
+                    },
+                    Piece::Outer {
+                        left: w, right: x, ..
+                    },
+                ) = (&a.pieces[p], &b.pieces[q])
                 else {
                     continue;
                 };
-                let pairs = (right.size()[1] * other.size()[1]) as f64;
-                let rows = match left {
-                    Left::Dense(_) if p == q => self.rows as f64,
+                let pairs = (v.size()[1] * x.size()[1]) as f64;
+                let rows = match (u, w) {
+                    (Left::Dense(_), Left::Dense(_)) => self.rows as f64,
                     _ => 1.0,
                 };
                 // A sum over pairs of positions goes through memory: it costs as much as some
@@ -262,11 +313,13 @@ impl Block {
         cost
     }
 
-    /// Whether inner products of `train` with `tests` test examples like those of `test` are
-    /// cheaper without forming gradients.
+    /// Whether inner products of `trains` training examples like those of `train` with `tests`
+    /// test examples like those of `test` are cheaper without forming gradients; `other` is the
+    /// same block as `test` holds it.
     pub(super) fn prefers_direct(
         &self,
         train: &Captured,
+        other: &Self,
         test: &Captured,
         trains: usize,
         tests: usize,
@@ -276,8 +329,8 @@ impl Block {
         }
         let formed = self.len() as f64
             + self.forming_cost(train) / tests as f64
-            + self.forming_cost(test) / trains as f64;
-        self.direct_cost(train, test) < formed
+            + other.forming_cost(test) / trains as f64;
+        self.direct_cost(train, other, test) < formed
     }
 
     /// Writes the gradients of the examples into `out`, `[examples × formed shape]` and
@@ -298,7 +351,7 @@ impl Block {
                     right,
                     ..
                 } => {
-                    if self.is_formed_transposed() {
+                    if self.is_formed_transposed {
                         let _ = right.transpose(1, 2).bmm_out(out, left);
                         continue;
                     }
@@ -325,11 +378,12 @@ impl Block {
     }
 
     /// Inner products of every example of `a` with every example of `b`, `[a × b]`, without
-    /// forming a gradient: `Σ_t Σ_s (u_t · u'_s)(v_t · v'_s)`.
-    pub(super) fn direct_products(&self, a: &Captured, b: &Captured) -> Tensor {
+    /// forming a gradient: `Σ_t Σ_s (u_t · u'_s)(v_t · v'_s)`; `other` is the same block as `b`
+    /// holds it.
+    pub(super) fn direct_products(&self, a: &Captured, other: &Self, b: &Captured) -> Tensor {
         let mut sum: Option<Tensor> = None;
         for &p in &self.pieces {
-            for &q in &self.pieces {
+            for &q in &other.pieces {
                 let term = direct_term(&a.pieces[p], &b.pieces[q]);
                 sum = Some(match sum {
                     Some(sum) => sum + term,

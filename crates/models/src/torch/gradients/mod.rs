@@ -1,29 +1,37 @@
 //! Per-example gradients without a backward pass per example, and their inner products.
 
 mod blocks;
+mod low_rank;
 mod products;
+mod projection;
+mod sides;
 mod tape;
 
 pub(super) use blocks::{Block, Captured, blocks};
-pub(super) use products::{BlockMetric, by_length, pick};
+pub(super) use products::BlockMetric;
 pub use products::{InnerProducts, Metric, Wanted, inner_products, products_with_vectors};
+pub(super) use sides::{by_length, pick};
 pub use tape::Tape;
 pub(super) use tape::Use;
 
 use super::model::{ExampleError, Model, check_all};
 use super::transformer::views;
+use crate::approximation::Approximation;
 use tch::Tensor;
 
-/// How much memory gradients may take.
+/// How much memory gradients may take, and how they are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GradientSettings {
-    /// Examples per backward pass, default 32, at least 1.
+    /// Examples per backward pass, default 32, at least 1; more where examples are so small that
+    /// a pass of so many would cost more in calls than in arithmetic, fewer where memory is short.
     pub batch_size: usize,
-    /// Bytes for what is held of the gradients at once, default 1 GiB; at least one batch of
-    /// training and one of test examples are held all the same.
+    /// Bytes for what is held of gradients at once, default 1 GiB; one training and one test
+    /// example are held all the same.
     pub memory: usize,
     /// LibTorch threads, default 1, at least 1.
     pub threads: u32,
+    /// How gradients are kept, default [`Approximation::Exact`].
+    pub approximation: Approximation,
 }
 
 impl Default for GradientSettings {
@@ -32,6 +40,7 @@ impl Default for GradientSettings {
             batch_size: 32,
             memory: 1 << 30,
             threads: 1,
+            approximation: Approximation::Exact,
         }
     }
 }
@@ -112,6 +121,12 @@ pub enum GradientError {
         example: usize,
         /// What is wrong.
         problem: ExampleError,
+    },
+    /// An approximation that cannot be.
+    #[error("{problem}")]
+    Approximation {
+        /// What is wrong with it.
+        problem: &'static str,
     },
     /// Weights of the examples that are not one finite number each.
     #[error("{what}: expected {expected}, got {got}")]
@@ -226,12 +241,13 @@ mod tests {
         let wanted = Wanted {
             layers: true,
             norms: true,
+            ..Wanted::default()
         };
         for (batch_size, memory) in [(32, 1 << 30), (2, 0), (3, 1 << 16)] {
             let settings = GradientSettings {
                 batch_size,
                 memory,
-                threads: 1,
+                ..GradientSettings::default()
             };
             let products = |metric: &Metric| {
                 inner_products(model, train, test, metric, wanted, &settings, &NoProgress).unwrap()
@@ -295,7 +311,7 @@ mod tests {
                 formed.view([captured.examples, -1])
             };
             let expected = form(&a).matmul(&form(&b).transpose(0, 1));
-            assert_close(&to_vec(&block.direct_products(&a, &b)), &expected);
+            assert_close(&to_vec(&block.direct_products(&a, &block, &b)), &expected);
         }
         assert!(matrices > 1);
     }

@@ -177,6 +177,66 @@ impl Piece {
         }
     }
 
+    /// Pieces of the same block, one behind the other: dense outer products, or formed ones.
+    pub(super) fn cat(parts: Vec<Self>) -> Self {
+        let (mut lefts, mut rights) = (Vec::new(), Vec::new());
+        for part in parts {
+            match part {
+                Self::Outer {
+                    left: Left::Dense(left),
+                    right,
+                    ..
+                } => {
+                    lefts.push(left);
+                    rights.push(right);
+                }
+                Self::Formed { rows, .. } => rights.push(rows),
+                Self::Outer { .. } => unreachable!("tokens are not joined"),
+            }
+        }
+        let right = Tensor::cat(&rights, 0);
+        if lefts.is_empty() {
+            return Self::Formed {
+                parameter: 0,
+                rows: right,
+            };
+        }
+        Self::Outer {
+            weight: 0,
+            bias: None,
+            first_row: 0,
+            left: Left::Dense(Tensor::cat(&lefts, 0)),
+            right,
+        }
+    }
+
+    /// Some of the examples, as a view.
+    pub(super) fn narrow(&self, first: i64, count: i64) -> Self {
+        let cut = |t: &Tensor| t.narrow(0, first, count);
+        match self {
+            Self::Outer {
+                weight,
+                bias,
+                first_row,
+                left,
+                right,
+            } => Self::Outer {
+                weight: *weight,
+                bias: *bias,
+                first_row: *first_row,
+                left: match left {
+                    Left::Dense(u) => Left::Dense(cut(u)),
+                    Left::Tokens(tokens) => Left::Tokens(cut(tokens)),
+                },
+                right: cut(right),
+            },
+            Self::Formed { parameter, rows } => Self::Formed {
+                parameter: *parameter,
+                rows: cut(rows),
+            },
+        }
+    }
+
     /// The same with each example's contribution times a factor, `[examples]`.
     pub(super) fn scaled(&self, factors: &Tensor) -> Self {
         match self {
