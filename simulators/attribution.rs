@@ -1,7 +1,9 @@
 //! What the gradient-based attribution methods share: their settings, their axes, their errors.
 
 use crate::units::UnitsError;
-use simfluence_core::{Optimizer, Scores, ScoresError};
+use simfluence_core::{Optimizer, Scores, ScoresError, TokenScoresError};
+#[cfg(feature = "torch")]
+use simfluence_core::{TargetToken, TokenScores};
 use simfluence_models::{Approximation, SettingsError};
 use std::collections::BTreeMap;
 
@@ -218,6 +220,55 @@ impl<M: simfluence_models::Model> Attributed<'_, M> {
     }
 }
 
+#[cfg(feature = "torch")]
+impl<M: simfluence_models::Model> Attributed<'_, M> {
+    /// Scores by target token from values `[rows × columns]`, in the order of
+    /// [`simfluence_models::inner_products`].
+    pub(crate) fn token_scores(
+        &self,
+        method: String,
+        reference_learning_rate: f64,
+        test_tokens: bool,
+        values: Vec<f32>,
+    ) -> Result<TokenScores, AttributionError> {
+        let scores = TokenScores {
+            method,
+            train_keys: self.axes.train_keys.clone(),
+            test_keys: self.axes.test_keys.clone(),
+            reference_learning_rate,
+            has_natural_unit: true,
+            rows: self.target_tokens(self.train),
+            columns: test_tokens.then(|| self.target_tokens(self.test)),
+            values,
+            provenance: BTreeMap::new(),
+        };
+        scores.check()?;
+        Ok(scores)
+    }
+
+    fn target_tokens(&self, examples: &[M::Example]) -> Vec<TargetToken> {
+        let of = |(example, e): (usize, &M::Example)| {
+            (0..self.model.targets(e)).map(move |position| TargetToken {
+                example: example as u32,
+                position: position as u32,
+                id: None,
+                text: None,
+            })
+        };
+        examples.iter().enumerate().flat_map(of).collect()
+    }
+}
+
+/// What is wanted of inner products by target token.
+#[cfg(feature = "torch")]
+pub(crate) fn by_token(test_tokens: bool) -> simfluence_models::Wanted {
+    simfluence_models::Wanted {
+        train_targets: true,
+        test_targets: test_tokens,
+        ..simfluence_models::Wanted::default()
+    }
+}
+
 /// Name of a method whose inner products are taken in a metric.
 #[cfg(feature = "torch")]
 pub(crate) fn method_name(method: &str, metric: &simfluence_models::Metric) -> String {
@@ -339,6 +390,9 @@ pub enum AttributionError {
     /// The scores themselves: a NaN or an infinity, with its place.
     #[error(transparent)]
     Scores(#[from] ScoresError),
+    /// Scores by target token.
+    #[error(transparent)]
+    TokenScores(#[from] TokenScoresError),
     /// The gradients.
     #[cfg(feature = "torch")]
     #[error(transparent)]

@@ -10,6 +10,7 @@ pub mod graddot;
 pub mod hif;
 pub mod leave_out;
 pub mod pbrf;
+pub mod prefilter;
 pub mod simfluence;
 pub mod tracin;
 pub mod units;

@@ -413,6 +413,30 @@ pub struct MethodSettings {
     /// graddot, tracin-cp, hif: also keep the scores of each layer.
     #[arg(long)]
     pub layers: bool,
+    /// graddot, tracin-cp, hif-ekfac, -kfac, -diagonal: also write the scores of every target token
+    /// of the training examples here (safetensors); they sum to the scores.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "prefilter"])]
+    pub tokens: Option<PathBuf>,
+    /// With --tokens: for every target token of the test examples, too.
+    #[arg(long, requires = "tokens")]
+    pub test_tokens: bool,
+    /// graddot, tracin-cp, hif-ekfac, -kfac, -diagonal: keep each matrix of a test gradient in this
+    /// rank (randomised singular value decomposition; default: whole), so that more test examples
+    /// fit into memory at once.
+    #[arg(long, value_name = "RANK", conflicts_with = "projection",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub query_rank: Option<u32>,
+    /// graddot, tracin-cp, hif-ekfac, -kfac, -diagonal: project all gradients to this many random
+    /// dimensions (default: none), drawn with --seed; a score is then off by about
+    /// ‖g_i‖ ‖g_j‖ / √K.
+    #[arg(long, value_name = "K", conflicts_with = "layers",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub projection: Option<u32>,
+    /// graddot, gradcos, tracin-cp, hif-ekfac, -kfac, -diagonal: score only training examples whose
+    /// text is among the N most similar (TF-IDF) of some test example. The others have no score, so
+    /// that there is no simulator; needs --out.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub prefilter: Option<u32>,
     /// hif-exact, -cg, -lissa, -arnoldi: the curvature (default: gauss-newton).
     #[arg(long, value_enum)]
     pub curvature: Option<CurvatureArg>,

@@ -1,8 +1,8 @@
 //! Scores of a model.
 
 use super::GradDot;
-use crate::attribution::{Attributed, AttributionError};
-use simfluence_core::{Progress, Scores};
+use crate::attribution::{Attributed, AttributionError, by_token};
+use simfluence_core::{Progress, Scores, TokenScores};
 use simfluence_models::{Metric, Model, Wanted};
 
 impl GradDot {
@@ -36,6 +36,29 @@ impl GradDot {
         parts.for_each(|value| *value *= rate);
         crate::attribution::note_cost(&mut scores, found.gradient_evaluations);
         Ok(scores)
+    }
+
+    /// The scores of every target token of every training example; they sum to
+    /// [`GradDot::scores`].
+    ///
+    /// - `metric`: as there.
+    /// - `test_tokens`: whether to give the scores for every target token of the test examples,
+    ///   too.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn token_scores<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        metric: &Metric,
+        test_tokens: bool,
+        progress: &dyn Progress,
+    ) -> Result<TokenScores, AttributionError> {
+        let found = of.products(metric, by_token(test_tokens), &self.params, progress)?;
+        let rate = self.params.reference_learning_rate;
+        let values = found.products.iter().map(|&p| (rate * f64::from(p)) as f32);
+        let method = crate::attribution::method_name("graddot", metric);
+        of.token_scores(method, rate, test_tokens, values.collect())
     }
 }
 
@@ -77,6 +100,29 @@ mod tests {
             assert!((sum - scores.values[k]).abs() < 1e-5 * largest);
         }
         assert_eq!(scores.provenance["gradient_evaluations"], 9);
+    }
+
+    #[test]
+    fn tokens_sum_to_examples() {
+        let (train, test) = (examples(4, 0), examples(5, 2));
+        let of = Attributed {
+            model: &model(3),
+            train: &train,
+            test: &test,
+            axes: &axes(4, 5),
+        };
+        let method = GradDot::new(GradientParams::new(0.1)).unwrap();
+        let whole = method.scores(&of, &Metric::Identity, false, &NoProgress);
+        let whole = whole.unwrap().values;
+        for test_tokens in [false, true] {
+            let found = method.token_scores(&of, &Metric::Identity, test_tokens, &NoProgress);
+            let found = found.unwrap();
+            assert_eq!(found.rows.len(), 6);
+            assert_eq!(found.width(), if test_tokens { 7 } else { 5 });
+            for (a, b) in found.totals().unwrap().values.iter().zip(&whole) {
+                assert!((a - b).abs() < 1e-5 * (1.0 + b.abs()), "{a} {b}");
+            }
+        }
     }
 
     #[test]

@@ -313,6 +313,14 @@ pub enum HifError {
         /// Steps.
         steps: usize,
     },
+    /// What only factored curvature gives.
+    #[error("{method} gives no {what}; hif-ekfac, hif-kfac and hif-diagonal do")]
+    OnlyFactored {
+        /// Name of the method.
+        method: &'static str,
+        /// What it does not give.
+        what: &'static str,
+    },
     /// What all methods share.
     #[error(transparent)]
     Attribution(#[from] AttributionError),

@@ -7,11 +7,11 @@ use super::params::{
 use super::solvers::{
     ConjugateGradients, Krylov, Lissa, SolveError, conjugate_gradients, dense, lanczos, lissa,
 };
-use crate::attribution::{Attributed, note_cost};
+use crate::attribution::{Attributed, by_token, note_cost};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use simfluence_core::{Progress, Scores};
+use simfluence_core::{Progress, Scores, TokenScores};
 use simfluence_models::{
     Curvature, CurvatureKind, Damping, FactorKind, InnerProducts, Labels, Metric, Model, Wanted,
     fit_factors, per_example_gradients, products_with_vectors,
@@ -50,18 +50,14 @@ impl Hif {
         layers: bool,
         progress: &dyn Progress,
     ) -> Result<Scores, HifError> {
-        of.axes.check(of.train.len(), of.test.len())?;
-        if exposures.len() != of.train.len() || steps == 0 {
-            return Err(HifError::Exposures {
-                expected: of.train.len(),
-                got: exposures.len(),
-                steps,
-            });
-        }
-        let weights: Vec<f64> = exposures.iter().map(|x| x / steps as f64).collect();
+        let weights = weights_of(of, exposures, steps)?;
         let solution = match self.params.solver {
             Solver::Factored(factored) => {
-                self.factored(of, &weights, factored, layers, progress)?
+                let wanted = Wanted {
+                    layers,
+                    ..Wanted::default()
+                };
+                self.factored(of, &weights, factored, wanted, of, progress)?
             }
             Solver::Arnoldi(settings) => self.arnoldi(of, &weights, settings, layers, progress)?,
             Solver::Exact => self.exact(of, &weights, layers, progress)?,
@@ -71,6 +67,68 @@ impl Hif {
             Solver::Lissa(settings) => self.lissa(of, &weights, settings, layers, progress)?,
         };
         self.finish(of, solution, steps)
+    }
+
+    /// The scores of every target token of every training example by factored curvature; they sum
+    /// to [`Hif::scores`]. With `test_tokens` for every target token of the test examples, too.
+    ///
+    /// # Errors
+    /// As there; another solver than a factored one.
+    pub fn token_scores<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        exposures: &[f64],
+        steps: usize,
+        test_tokens: bool,
+        progress: &dyn Progress,
+    ) -> Result<TokenScores, HifError> {
+        let method = self.params.solver.method();
+        let Solver::Factored(factored) = self.params.solver else {
+            return Err(HifError::OnlyFactored {
+                method,
+                what: "scores by target token",
+            });
+        };
+        let weights = weights_of(of, exposures, steps)?;
+        let wanted = by_token(test_tokens);
+        let solution = self.factored(of, &weights, factored, wanted, of, progress)?;
+        let rate = self.params.gradients.reference_learning_rate;
+        let products = solution.products.products.iter();
+        let values = products.map(|v| v / steps as f32).collect();
+        let mut scores = of.token_scores(method.to_owned(), rate, test_tokens, values)?;
+        scores.provenance.insert("solver".into(), solution.report);
+        Ok(scores)
+    }
+
+    /// The scores of some training examples by the factored curvature of all.
+    ///
+    /// - `of`: all training examples, whose total exposures are `exposures`.
+    /// - `scored`: those that are scored.
+    ///
+    /// # Errors
+    /// As [`Hif::scores`]; another solver than a factored one.
+    pub fn candidate_scores<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        scored: &Attributed<'_, M>,
+        exposures: &[f64],
+        steps: usize,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Scores, HifError> {
+        let Solver::Factored(factored) = self.params.solver else {
+            return Err(HifError::OnlyFactored {
+                method: self.params.solver.method(),
+                what: "scores of candidates only",
+            });
+        };
+        let weights = weights_of(of, exposures, steps)?;
+        let wanted = Wanted {
+            layers,
+            ..Wanted::default()
+        };
+        let solution = self.factored(of, &weights, factored, wanted, scored, progress)?;
+        self.finish(scored, solution, steps)
     }
 
     fn finish<M: Model>(
@@ -127,7 +185,8 @@ impl Hif {
         of: &Attributed<'_, M>,
         weights: &[f64],
         factored: Factored,
-        layers: bool,
+        wanted: Wanted,
+        scored: &Attributed<'_, M>,
         progress: &dyn Progress,
     ) -> Result<Solution, HifError> {
         let kind = match factored {
@@ -150,7 +209,7 @@ impl Hif {
             DampingParam::Relative(factor) => Damping::Relative(factor),
         };
         let inverse = factors.inverse(damping)?;
-        let products = self.products(of, &inverse, layers, progress)?;
+        let products = self.products(scored, &inverse, wanted, progress)?;
         let blocks: Vec<Value> = (factors.layers().iter())
             .map(|l| {
                 json!({"layer": l.layer, "smallest": l.smallest, "mean": l.mean,
@@ -169,14 +228,9 @@ impl Hif {
         &self,
         of: &Attributed<'_, M>,
         metric: &Metric,
-        layers: bool,
+        wanted: Wanted,
         progress: &dyn Progress,
     ) -> Result<InnerProducts, HifError> {
-        let wanted = Wanted {
-            layers,
-            norms: false,
-            ..Wanted::default()
-        };
         Ok(of.products(metric, wanted, &self.params.gradients, progress)?)
     }
 
@@ -429,5 +483,64 @@ impl Hif {
                 "settings": self.params.solver, "seed": self.params.seed}),
             gradient_evaluations: curvature.gradient_evaluations(),
         })
+    }
+}
+
+/// Weights `x̄_i / T_ref` of the training examples, checked.
+fn weights_of<M: Model>(
+    of: &Attributed<'_, M>,
+    exposures: &[f64],
+    steps: usize,
+) -> Result<Vec<f64>, HifError> {
+    of.axes.check(of.train.len(), of.test.len())?;
+    if exposures.len() != of.train.len() || steps == 0 {
+        return Err(HifError::Exposures {
+            expected: of.train.len(),
+            got: exposures.len(),
+            steps,
+        });
+    }
+    Ok(exposures.iter().map(|x| x / steps as f64).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::params::HifParams;
+    use super::*;
+    use crate::attribution::GradientParams;
+    use crate::attribution::test_support::{axes, examples, model};
+    use simfluence_core::NoProgress;
+
+    #[test]
+    fn tokens_sum_to_examples_with_factored_curvature_and_others_say_so() {
+        let (train, test) = (examples(4, 0), examples(5, 2));
+        let of = Attributed {
+            model: &model(3),
+            train: &train,
+            test: &test,
+            axes: &axes(4, 5),
+        };
+        let hif = |solver| Hif::new(HifParams::new(GradientParams::new(0.1), solver)).unwrap();
+        let exposures = [1.0, 2.0, 0.5, 0.5];
+        let ekfac = hif(Solver::Factored(Factored::Ekfac(Drawn::Given)));
+        let whole = ekfac
+            .scores(&of, &exposures, 4, false, &NoProgress)
+            .unwrap();
+        let largest = whole.values.iter().fold(0.0_f32, |a, v| a.max(v.abs()));
+        for test_tokens in [false, true] {
+            let found = ekfac.token_scores(&of, &exposures, 4, test_tokens, &NoProgress);
+            let totals = found.unwrap().totals().unwrap();
+            assert_eq!(totals.method, whole.method);
+            for (a, b) in totals.values.iter().zip(&whole.values) {
+                assert!((a - b).abs() < 1e-5 * largest, "{a} {b}");
+            }
+        }
+        let exact = hif(Solver::Exact).token_scores(&of, &exposures, 4, false, &NoProgress);
+        assert!(
+            exact
+                .unwrap_err()
+                .to_string()
+                .contains("hif-exact gives no scores by target")
+        );
     }
 }

@@ -36,6 +36,17 @@ impl TracinCp {
         sum: &Sum,
         axes: &Axes,
     ) -> Result<Scores, AttributionError> {
+        let values = self.values_of_sum(sum)?;
+        axes.scores(
+            "tracin-cp",
+            self.params.reference_learning_rate,
+            true,
+            values,
+        )
+    }
+
+    /// The same without axes.
+    pub(super) fn values_of_sum(&self, sum: &Sum) -> Result<Vec<f32>, AttributionError> {
         let total: f64 = sum.rates.iter().sum();
         if sum.rates.is_empty() {
             return Err(AttributionError::NoCheckpoint);
@@ -48,7 +59,7 @@ impl TracinCp {
         }
         let rate = self.params.reference_learning_rate;
         let values = sum.products.iter().map(|p| (rate * p / total) as f32);
-        axes.scores("tracin-cp", rate, true, values.collect())
+        Ok(values.collect())
     }
 
     /// The scores from the inner products of each checkpoint, `[train × test]` row-major, and its

@@ -2,8 +2,8 @@
 
 use super::TracinCp;
 use super::algorithm::Sum;
-use crate::attribution::{Attributed, AttributionError, Axes, method_name, note_cost};
-use simfluence_core::{Progress, Scores};
+use crate::attribution::{Attributed, AttributionError, Axes, by_token, method_name, note_cost};
+use simfluence_core::{Progress, Scores, TokenScores};
 use simfluence_models::{Metric, Model, Wanted};
 
 /// A checkpoint of the reference run.
@@ -74,6 +74,42 @@ impl TracinCp {
         note_cost(&mut scores, evaluations);
         Ok(scores)
     }
+
+    /// The scores of every target token of every training example; they sum to
+    /// [`TracinCp::scores`]. With `test_tokens` for every target token of the test examples, too.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn token_scores<M: Model, E: From<AttributionError>>(
+        &self,
+        checkpoints: impl IntoIterator<Item = Result<Checkpoint<M>, E>>,
+        train: &[M::Example],
+        test: &[M::Example],
+        axes: &Axes,
+        test_tokens: bool,
+        progress: &dyn Progress,
+    ) -> Result<TokenScores, E> {
+        let mut sum = Sum::default();
+        let mut scores = None;
+        for checkpoint in checkpoints {
+            let checkpoint = checkpoint?;
+            let of = Attributed {
+                model: &checkpoint.model,
+                train,
+                test,
+                axes,
+            };
+            let wanted = by_token(test_tokens);
+            let found = of.products(&checkpoint.metric, wanted, &self.params, progress)?;
+            sum.add(&found.products, checkpoint.learning_rate)?;
+            let name = method_name("tracin-cp", &checkpoint.metric);
+            let rate = self.params.reference_learning_rate;
+            scores = Some(of.token_scores(name, rate, test_tokens, found.products)?);
+        }
+        let values = self.values_of_sum(&sum)?;
+        let scores = scores.ok_or(AttributionError::NoCheckpoint)?;
+        Ok(TokenScores { values, ..scores })
+    }
 }
 
 #[cfg(test)]
@@ -124,5 +160,17 @@ mod tests {
             assert!((got - sum).abs() < 1e-5 * (1.0 + expected.abs()));
         }
         assert_eq!(scores.provenance["gradient_evaluations"], 14);
+        let tokens = TracinCp::new(params).unwrap().token_scores(
+            [(3, 1e-3), (4, 3e-3)].map(checkpoint),
+            &train,
+            &test,
+            &axes,
+            false,
+            &NoProgress,
+        );
+        let totals = tokens.unwrap().totals().unwrap();
+        for (a, b) in totals.values.iter().zip(&scores.values) {
+            assert!((a - b).abs() < 1e-5 * (1.0 + b.abs()), "{a} {b}");
+        }
     }
 }

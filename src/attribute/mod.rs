@@ -19,6 +19,8 @@ mod replay;
 #[cfg(feature = "torch")]
 mod scoring;
 mod settings;
+#[cfg(feature = "torch")]
+mod tokens;
 
 /// Name of a method, as in files and tables.
 pub fn name(method: AttributionMethod) -> String {
@@ -66,6 +68,16 @@ pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
         None => kept_scores(&open, args.method)?,
     };
     write_artifact(&out, &scores.to_artifact())?;
+    if let Some(path) = &args.settings.tokens {
+        println!("{}: the same by target token", path.display());
+    }
+    let left_out = open.train_count() - scores.train_keys.len();
+    if left_out > 0 {
+        println!(
+            "{left_out} of {} training examples are no candidate of any test example and have no score",
+            open.train_count()
+        );
+    }
     println!(
         "{}: {} of {} training × {} test examples, from run {}; larger = training on it lowers the loss more",
         out.display(),

@@ -7,8 +7,8 @@ use crate::runs::OpenRuns;
 use crate::train::{BaseModel, checkpoints, weights_in};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use simfluence_core::{Optimizer, Progress, Run, Scores};
-use simfluence_models::{Device, Metric, TokenizedExample, Transformer};
+use simfluence_core::{Example, Examples, Optimizer, Progress, Run, Scores};
+use simfluence_models::{Approximation, Device, Metric, TokenizedExample, Tokenizer, Transformer};
 use simfluence_recorder::write_artifact;
 use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
 use simfluence_simulators::empirical::{Empirical, EmpiricalParams};
@@ -19,6 +19,7 @@ use simfluence_simulators::hif::{
     LissaSettings, Solver,
 };
 use simfluence_simulators::pbrf::{Pbrf, PbrfParams};
+use simfluence_simulators::prefilter::candidates;
 use simfluence_simulators::tracin::{Checkpoint, TracinCp};
 use simfluence_simulators::units::Units;
 use simfluence_simulators::untrac::{UnlearningParams, Untrac, UntracInv};
@@ -27,18 +28,23 @@ use std::path::{Path, PathBuf};
 use AttributionMethod as Method;
 
 /// Everything that scoring needs of a run set.
-struct Scoring<'a> {
+pub(super) struct Scoring<'a> {
     open: &'a OpenRuns,
-    reference: &'a Run,
-    request: &'a Request<'a>,
-    train: Vec<TokenizedExample>,
-    test: Vec<TokenizedExample>,
-    axes: Axes,
+    pub(super) reference: &'a Run,
+    pub(super) request: &'a Request<'a>,
+    /// Training examples that are scored.
+    pub(super) train: Vec<TokenizedExample>,
+    pub(super) test: Vec<TokenizedExample>,
+    /// Keys of what is scored.
+    pub(super) axes: Axes,
+    /// All training examples, where not all are scored.
+    all: Option<(Vec<TokenizedExample>, Axes)>,
+    pub(super) tokenizer: Tokenizer,
     /// Learning rate and file of each checkpoint.
     checkpoints: Vec<(f64, PathBuf)>,
     device: Device,
-    params: GradientParams,
-    progress: &'a dyn Progress,
+    pub(super) params: GradientParams,
+    pub(super) progress: &'a dyn Progress,
 }
 
 /// The scores that are asked for, from the checkpoints of a run.
@@ -56,7 +62,8 @@ pub fn scores(
     if let Some(memory) = request.memory {
         params = params.memory(memory);
     }
-    let scoring = Scoring {
+    params.approximation = approximation(request);
+    let mut scoring = Scoring {
         open,
         reference,
         request,
@@ -66,18 +73,31 @@ pub fn scores(
             train_keys: open.set.train_examples().keys(),
             test_keys: open.set.test_examples().keys(),
         },
+        all: None,
+        tokenizer: model.tokenizer,
         checkpoints: checkpoints(open, reference)?,
         device: request.device.parse()?,
         params,
         progress,
     };
-    let mut scores = scoring.scores()?;
-    let entries = [
-        ("reference_run", json!(reference.id)),
-        ("seed", json!(request.seed)),
-        ("threads", json!(threads)),
-    ];
-    for (entry, value) in entries {
+    let prefilter = scoring.prefilter()?;
+    let mut scores = match &request.settings.tokens {
+        None => scoring.scores()?,
+        Some(path) => {
+            let mut tokens = scoring.token_scores()?;
+            let note = settings_note(request.settings, request.unit);
+            tokens.provenance.insert("settings".into(), note);
+            for (entry, value) in provenance(request, reference, threads) {
+                tokens.provenance.insert(entry.into(), value);
+            }
+            write_artifact(path, &tokens.to_artifact())?;
+            tokens.totals()?
+        }
+    };
+    if let Some(note) = prefilter {
+        scores.provenance.insert("prefilter".into(), note);
+    }
+    for (entry, value) in provenance(request, reference, threads) {
         scores.provenance.insert(entry.into(), value);
     }
     let note = settings_note(request.settings, request.unit);
@@ -87,7 +107,75 @@ pub fn scores(
     Ok(scores)
 }
 
+/// What every file of scores says about its making.
+fn provenance(request: &Request<'_>, reference: &Run, threads: u32) -> [(&'static str, Value); 3] {
+    [
+        ("reference_run", json!(reference.id)),
+        ("seed", json!(request.seed)),
+        ("threads", json!(threads)),
+    ]
+}
+
+fn approximation(request: &Request<'_>) -> Approximation {
+    let seed = request.seed;
+    match (request.settings.query_rank, request.settings.projection) {
+        (Some(rank), _) => Approximation::LowRank {
+            rank: rank as usize,
+            seed,
+        },
+        (None, Some(dimensions)) => Approximation::Projection {
+            dimensions: dimensions as usize,
+            seed,
+        },
+        (None, None) => Approximation::Exact,
+    }
+}
+
+/// The text of every example, prompt and answer.
+fn texts(examples: &Examples) -> Vec<String> {
+    let column = |e: &Example, name| e.column(name).unwrap_or_default().to_owned();
+    let text = |e| [column(e, "prompt"), column(e, "answer")].join(" ");
+    examples.as_slice().iter().map(text).collect()
+}
+
 impl Scoring<'_> {
+    /// Leaves the training examples out that are no candidate of any test example, and says which.
+    fn prefilter(&mut self) -> Result<Option<Value>> {
+        let Some(top) = self.request.settings.prefilter else {
+            return Ok(None);
+        };
+        let train = texts(self.open.set.train_examples());
+        let test = texts(self.open.set.test_examples());
+        let train: Vec<&str> = train.iter().map(String::as_str).collect();
+        let test: Vec<&str> = test.iter().map(String::as_str).collect();
+        let found = candidates(&train, &test, top as usize)?;
+        let keys = &self.axes.train_keys;
+        let kept: Vec<String> = found
+            .all
+            .iter()
+            .map(|&i| keys[i as usize].clone())
+            .collect();
+        let is_left_out = |i: &usize| found.all.binary_search(&(*i as u32)).is_err();
+        let left_out: Vec<&String> = (0..keys.len())
+            .filter(is_left_out)
+            .map(|i| &keys[i])
+            .collect();
+        let note = json!({"top": top, "similarity": "TF-IDF (Okapi BM25)", "left_out": left_out});
+        let scored = found
+            .all
+            .iter()
+            .map(|&i| self.train[i as usize].clone())
+            .collect();
+        let axes = Axes {
+            train_keys: kept,
+            test_keys: self.axes.test_keys.clone(),
+        };
+        let train = std::mem::replace(&mut self.train, scored);
+        let axes = std::mem::replace(&mut self.axes, axes);
+        self.all = Some((train, axes));
+        Ok(Some(note))
+    }
+
     fn scores(&self) -> Result<Scores> {
         match self.request.method {
             Method::Graddot | Method::GraddotPreconditioned => self.graddot(),
@@ -110,7 +198,7 @@ impl Scoring<'_> {
         }
     }
 
-    fn settings(&self) -> &MethodSettings {
+    pub(super) fn settings(&self) -> &MethodSettings {
         self.request.settings
     }
 
@@ -119,7 +207,7 @@ impl Scoring<'_> {
     }
 
     /// The model at the end of the reference run.
-    fn last_model(&self) -> Result<Transformer> {
+    pub(super) fn last_model(&self) -> Result<Transformer> {
         let (_, last) = self
             .checkpoints
             .last()
@@ -127,7 +215,7 @@ impl Scoring<'_> {
         self.open_model(last)
     }
 
-    fn of<'m>(&'m self, model: &'m Transformer) -> Attributed<'m, Transformer> {
+    pub(super) fn of<'m>(&'m self, model: &'m Transformer) -> Attributed<'m, Transformer> {
         Attributed {
             model,
             train: &self.train,
@@ -145,7 +233,7 @@ impl Scoring<'_> {
         )
     }
 
-    fn preconditioners(&self) -> Result<Preconditioners> {
+    pub(super) fn preconditioners(&self) -> Result<Preconditioners> {
         if !self.is_preconditioned() {
             return Ok(Preconditioners::default());
         }
@@ -164,10 +252,15 @@ impl Scoring<'_> {
         })
     }
 
+    /// The metric at the end of the reference run.
+    pub(super) fn last_metric(&self) -> Result<Metric> {
+        let last = self.reference.curriculum.len() as u32;
+        self.metric_at(last, &mut self.preconditioners()?)
+    }
+
     fn graddot(&self) -> Result<Scores> {
         let model = self.last_model()?;
-        let last = self.reference.curriculum.len() as u32;
-        let metric = self.metric_at(last, &mut self.preconditioners()?)?;
+        let metric = self.last_metric()?;
         let method = GradDot::new(self.params)?;
         let layers = self.settings().layers;
         Ok(method.scores(&self.of(&model), &metric, layers, self.progress)?)
@@ -175,26 +268,30 @@ impl Scoring<'_> {
 
     fn gradcos(&self) -> Result<Scores> {
         let model = self.last_model()?;
-        let last = self.reference.curriculum.len() as u32;
-        let metric = self.metric_at(last, &mut self.preconditioners()?)?;
+        let metric = self.last_metric()?;
         let method = GradCos::new(self.params)?;
         Ok(method.scores(&self.of(&model), &metric, self.progress)?)
     }
 
+    /// The checkpoints of the reference run, opened one by one.
+    pub(super) fn opened_checkpoints<'s>(
+        &'s self,
+        preconditioners: &'s mut Preconditioners,
+    ) -> Result<impl Iterator<Item = Result<Checkpoint<Transformer>>> + 's> {
+        let steps = crate::train::checkpoint_steps(self.open, self.reference)?;
+        let open = move |((rate, path), step): (&(f64, PathBuf), u32)| {
+            Ok(Checkpoint {
+                model: self.open_model(path)?,
+                learning_rate: *rate,
+                metric: self.metric_at(step, preconditioners)?,
+            })
+        };
+        Ok(self.checkpoints.iter().zip(steps).map(open))
+    }
+
     fn tracin_cp(&self) -> Result<Scores> {
         let mut preconditioners = self.preconditioners()?;
-        let steps = crate::train::checkpoint_steps(self.open, self.reference)?;
-        let checkpoints = self
-            .checkpoints
-            .iter()
-            .zip(steps)
-            .map(|((rate, path), step)| {
-                anyhow::Ok(Checkpoint {
-                    model: self.open_model(path)?,
-                    learning_rate: *rate,
-                    metric: self.metric_at(step, &mut preconditioners)?,
-                })
-            });
+        let checkpoints = self.opened_checkpoints(&mut preconditioners)?;
         TracinCp::new(self.params)?.scores(
             checkpoints,
             &self.train,
@@ -205,8 +302,13 @@ impl Scoring<'_> {
         )
     }
 
-    fn hif(&self) -> Result<Scores> {
-        let model = self.last_model()?;
+    /// Total exposure of every training example in the reference run.
+    pub(super) fn exposures(&self) -> Vec<f64> {
+        let count = self.open.set.train_examples().len();
+        self.reference.curriculum.total_exposure(count)
+    }
+
+    pub(super) fn hif_params(&self) -> HifParams {
         let settings = self.settings();
         let mut params = HifParams::new(self.params, self.solver());
         params.seed = self.request.seed;
@@ -219,11 +321,25 @@ impl Scoring<'_> {
         if let Some(factor) = settings.relative_damping {
             params.damping = DampingParam::Relative(factor);
         }
-        let method = Hif::new(params)?;
-        let exposures = (self.reference.curriculum).total_exposure(self.train.len());
+        params
+    }
+
+    fn hif(&self) -> Result<Scores> {
+        let model = self.last_model()?;
+        let method = Hif::new(self.hif_params())?;
+        let exposures = self.exposures();
         let steps = self.reference.curriculum.len();
         let of = self.of(&model);
-        Ok(method.scores(&of, &exposures, steps, settings.layers, self.progress)?)
+        let layers = self.settings().layers;
+        let Some((train, axes)) = &self.all else {
+            return Ok(method.scores(&of, &exposures, steps, layers, self.progress)?);
+        };
+        let whole = Attributed {
+            train,
+            axes,
+            ..self.of(&model)
+        };
+        Ok(method.candidate_scores(&whole, &of, &exposures, steps, layers, self.progress)?)
     }
 
     fn solver(&self) -> Solver {
@@ -417,6 +533,10 @@ fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
         "epochs": settings.epochs,
         "steps": settings.steps,
         "test_unit": settings.test_unit,
+        "query_rank": settings.query_rank,
+        "projection": settings.projection,
+        "prefilter": settings.prefilter,
+        "test_tokens": settings.test_tokens.then_some(true),
         "unit": unit,
     });
     if let Some(entries) = note.as_object_mut() {

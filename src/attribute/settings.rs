@@ -19,6 +19,26 @@ const GRADIENTS: &[AttributionMethod] = &[
     HifKfac,
     HifDiagonal,
 ];
+const BATCHED: &[AttributionMethod] = &[
+    Graddot,
+    GraddotPreconditioned,
+    TracinCp,
+    TracinCpPreconditioned,
+    HifEkfac,
+    HifKfac,
+    HifDiagonal,
+];
+const PREFILTERED: &[AttributionMethod] = &[
+    Graddot,
+    GraddotPreconditioned,
+    Gradcos,
+    GradcosPreconditioned,
+    TracinCp,
+    TracinCpPreconditioned,
+    HifEkfac,
+    HifKfac,
+    HifDiagonal,
+];
 const ITERATIVE: &[AttributionMethod] = &[HifExact, HifCg, HifLissa, HifArnoldi];
 const FACTORED: &[AttributionMethod] = &[HifEkfac, HifKfac, HifDiagonal];
 const INFLUENCE: &[AttributionMethod] = &[
@@ -55,6 +75,18 @@ pub fn check(args: &AttributeArgs) -> Result<()> {
             );
         }
     }
+    if args.settings.prefilter.is_some() {
+        if args.simulator.is_some() {
+            bail!(
+                "--simulator needs a score of every training example; leave --prefilter out, or --simulator"
+            );
+        }
+        if args.out.is_none() {
+            bail!(
+                "--prefilter leaves training examples without a score, which `compare` cannot use; say with --out where the scores go"
+            );
+        }
+    }
     Ok(())
 }
 
@@ -63,6 +95,10 @@ type Setting = (&'static str, bool, &'static [AttributionMethod]);
 fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
     vec![
         ("--layers", s.layers, GRADIENTS),
+        ("--tokens", s.tokens.is_some(), BATCHED),
+        ("--query-rank", s.query_rank.is_some(), BATCHED),
+        ("--projection", s.projection.is_some(), BATCHED),
+        ("--prefilter", s.prefilter.is_some(), PREFILTERED),
         ("--curvature", s.curvature.is_some(), ITERATIVE),
         ("--damping", s.damping.is_some(), DAMPED),
         (

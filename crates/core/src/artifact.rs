@@ -154,6 +154,17 @@ impl Artifact {
         }
     }
 
+    /// The array `name` of 32-bit unsigned integers with exactly this shape.
+    ///
+    /// # Errors
+    /// It is absent, of another type or of another shape.
+    pub fn u32s(&self, name: &str, shape: &[usize]) -> Result<&[u32], ArtifactError> {
+        match self.tensor(name, shape)? {
+            Tensor::U32 { values, .. } => Ok(values),
+            other => Err(wrong_dtype(name, Dtype::U32, other)),
+        }
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<&Tensor, ArtifactError> {
         let tensor = self
             .tensors

@@ -24,6 +24,7 @@ mod run;
 mod scores;
 mod selection;
 mod simulator;
+mod token_scores;
 mod trajectory;
 
 pub use artifact::{Artifact, ArtifactError, Tensor};
@@ -35,4 +36,5 @@ pub use run::{Edit, EditKind, Run, RunDesign, RunInfo, RunStatus, Split};
 pub use scores::{Scores, ScoresError};
 pub use selection::{Selection, SelectionError};
 pub use simulator::{BoxError, Fit, Retrain, SimulateError, Simulator, check_simulation_input};
+pub use token_scores::{TargetToken, TokenScores, TokenScoresError};
 pub use trajectory::{Trajectory, TrajectoryError};

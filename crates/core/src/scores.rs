@@ -7,6 +7,20 @@ use std::collections::BTreeMap;
 /// Version of the scores file.
 const FORMAT_VERSION: u32 = 1;
 
+/// What the sign of scores means.
+pub(crate) const METHOD_SIGN: &str =
+    "larger = training on the train example lowers the test example's loss more";
+
+/// The unit of scores, as written into files.
+pub(crate) fn unit_name(has_natural_unit: bool) -> &'static str {
+    match has_natural_unit {
+        true => {
+            "nats per target token, per step whose batch is only the train example, at the reference learning rate"
+        }
+        false => "none",
+    }
+}
+
 /// Attribution scores `s(i→j)`, shape `[train × test]`.
 ///
 /// Orientation is the same for every method: **larger = training on `i` lowers the loss of `j`
@@ -77,15 +91,8 @@ impl Scores {
         artifact
             .metadata
             .insert("axes".into(), "train, test".into());
-        artifact.metadata.insert(
-            "sign".into(),
-            "larger = training on the train example lowers the test example's loss more".into(),
-        );
-        let unit = if self.has_natural_unit {
-            "nats per target token, per step whose batch is only the train example, at the reference learning rate"
-        } else {
-            "none"
-        };
+        artifact.metadata.insert("sign".into(), METHOD_SIGN.into());
+        let unit = unit_name(self.has_natural_unit);
         artifact.metadata.insert("unit".into(), unit.into());
         artifact.set_json("train_keys", &self.train_keys);
         artifact.set_json("test_keys", &self.test_keys);
