@@ -1,15 +1,16 @@
 //! Our side of `benches/peers/attribution`: times scores on the models and data that the peers get.
 //!
-//! `attribution_peer TASK FOLDER THREADS OUT` with TASK one of `graddot-decoder`, `graddot-mlp`,
-//! `ekfac-decoder`. Writes the products, `[train × test]`, as safetensors to OUT and prints one
+//! `attribution_peer TASK FOLDER THREADS OUT [MEMORY_MIB [TIMES [rank:R | project:K]]]` with TASK one
+//! of `graddot-decoder`, `graddot-mlp`, `ekfac-decoder`; MEMORY_MIB is the memory limit (default
+//! 1024), TIMES repeats the training examples (default 1). Writes the products, `[train × test]`, as safetensors to OUT and prints one
 //! line of JSON.
 
 use serde_json::{Value, json};
 use simfluence_core::{Artifact, NoProgress, Tensor};
 use simfluence_models::{
-    Activation, Damping, DenseExample, Device, FactorKind, GradientSettings, InnerProducts, Labels,
-    Metric, Mlp, Model, Prediction, Target, TokenizedExample, Transformer, Wanted, Weights,
-    fit_factors, inner_products,
+    Activation, Approximation, Damping, DenseExample, Device, FactorKind, GradientSettings,
+    InnerProducts, Labels, Metric, Mlp, Model, Prediction, Target, TokenizedExample, Transformer,
+    Wanted, Weights, fit_factors, inner_products,
 };
 use std::path::Path;
 use std::time::Instant;
@@ -18,25 +19,35 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [task, folder, threads, out] = &arguments[..] else {
-        return Err("usage: attribution_peer TASK FOLDER THREADS OUT".into());
+    let [task, folder, threads, out, more @ ..] = &arguments[..] else {
+        return Err(
+            "usage: attribution_peer TASK FOLDER THREADS OUT [MEMORY_MIB [TIMES [rank:R | project:K]]]"
+                .into(),
+        );
     };
     let folder = Path::new(folder);
+    let number = |k: usize, default: usize| more.get(k).map_or(Ok(default), |n| n.parse());
     let settings = GradientSettings {
         threads: threads.parse()?,
+        memory: number(0, 1024)? << 20,
+        approximation: approximation(more.get(2))?,
         ..GradientSettings::default()
     };
+    let times = number(1, 1)?;
     let (mut line, found) = match task.as_str() {
         "graddot-decoder" => {
             let (model, train, test) = decoder(folder)?;
+            let train = [&train[..]].repeat(times).concat();
             graddot(&model, &train, &test, &settings)?
         }
         "graddot-mlp" => {
             let (model, train, test) = mlp(folder)?;
+            let train = [&train[..]].repeat(times).concat();
             graddot(&model, &train, &test, &settings)?
         }
         "ekfac-decoder" => {
             let (model, train, test) = decoder(folder)?;
+            let train = [&train[..]].repeat(times).concat();
             ekfac(&model, &train, &test, &settings)?
         }
         other => return Err(format!("unknown task {other}").into()),
@@ -57,6 +68,34 @@ fn main() -> Result<(), Failure> {
     line["task"] = json!(task);
     println!("{line}");
     Ok(())
+}
+
+fn approximation(text: Option<&String>) -> Result<Approximation, Failure> {
+    let Some(text) = text else {
+        return Ok(Approximation::Exact);
+    };
+    match text.split_once(':') {
+        Some(("rank", rank)) => Ok(Approximation::LowRank {
+            rank: rank.parse()?,
+            seed: 0,
+        }),
+        Some(("project", dimensions)) => Ok(Approximation::Projection {
+            dimensions: dimensions.parse()?,
+            seed: 0,
+        }),
+        _ => Err(format!("expected rank:R or project:K, got {text}").into()),
+    }
+}
+
+/// Processor time of all threads so far, seconds.
+fn processor_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // User and system time in hundredths of a second; the name in parentheses may have spaces.
+    let fields = text.rsplit(')').next().unwrap_or_default();
+    let fields: Vec<f64> = (fields.split_whitespace().skip(11).take(2))
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    fields.iter().sum::<f64>() / 100.0
 }
 
 /// Resident memory now and its peak, MiB; the peak is set back to what is resident.
@@ -99,11 +138,13 @@ fn graddot<M: Model>(
         )
     };
     let (found, seconds, peak) = measured(products);
+    let start = processor_seconds();
     let (again, second, _) = measured(products);
+    let processor = processor_seconds() - start;
     let (found, again) = (found?, again?);
     assert_eq!(found, again);
     let line = json!({"train": train.len(), "test": test.len(), "seconds": seconds.min(second),
-        "first_seconds": seconds, "peak_mib": peak});
+        "first_seconds": seconds, "processor_seconds": processor, "peak_mib": peak});
     Ok((line, found))
 }
 
@@ -114,18 +155,22 @@ fn ekfac<M: Model>(
     settings: &GradientSettings,
 ) -> Result<(Value, InnerProducts), Failure> {
     let weights = vec![1.0 / train.len() as f64; train.len()];
+    let start = processor_seconds();
     let (factors, fit_seconds, fit_peak) = measured(|| {
         let labels = Labels::Sampled { seed: 0, draws: 1 };
         let kind = FactorKind::Ekfac;
         fit_factors(model, train, &weights, kind, labels, settings, &NoProgress)
     });
+    let fitted = processor_seconds();
     let inverse = factors?.inverse(Damping::Relative(0.1))?;
     let (found, seconds, peak) = measured(|| {
         let wanted = Wanted::default();
         inner_products(model, train, test, &inverse, wanted, settings, &NoProgress)
     });
     let line = json!({"train": train.len(), "test": test.len(), "factor_seconds": fit_seconds,
-        "score_seconds": seconds, "seconds": fit_seconds + seconds, "peak_mib": fit_peak.max(peak)});
+        "score_seconds": seconds, "seconds": fit_seconds + seconds, "peak_mib": fit_peak.max(peak),
+        "factor_peak_mib": fit_peak, "score_peak_mib": peak, "factor_processor_seconds": fitted - start,
+        "score_processor_seconds": processor_seconds() - fitted});
     Ok((line, found?))
 }
 

@@ -38,20 +38,29 @@ impl Captured {
         batch: &M::Batch,
         losses: impl FnOnce(&Outputs) -> Vec<Tensor>,
     ) -> Vec<Self> {
+        let mut all = Vec::new();
+        Self::each(model, batch, losses, |captured| all.push(captured));
+        all
+    }
+
+    /// The same, handed on one by one; gives their number.
+    pub(in crate::torch) fn each<M: Model>(
+        model: &M,
+        batch: &M::Batch,
+        losses: impl FnOnce(&Outputs) -> Vec<Tensor>,
+        mut take: impl FnMut(Self),
+    ) -> usize {
         let mut tape = Tape::default();
         let outputs = model.outputs(batch, Some(&mut tape));
         let losses = losses(&outputs);
         let count = losses.len();
-        (losses.iter().enumerate())
-            .map(|(k, losses)| {
-                let examples = losses.size()[0];
-                let loss = losses.sum(model.kind());
-                Self {
-                    pieces: tape.backward(&loss, examples, k + 1 < count),
-                    examples,
-                }
-            })
-            .collect()
+        for (k, losses) in losses.iter().enumerate() {
+            let examples = losses.size()[0];
+            let loss = losses.sum(model.kind());
+            let pieces = tape.backward(&loss, examples, k + 1 < count);
+            take(Self { pieces, examples });
+        }
+        count
     }
 
     /// Memory it holds, bytes.
@@ -60,7 +69,7 @@ impl Captured {
     }
 
     /// Some of the examples, as views.
-    pub(super) fn narrow(&self, first: i64, count: i64) -> Self {
+    pub(in crate::torch) fn narrow(&self, first: i64, count: i64) -> Self {
         let pieces = self.pieces.iter().map(|p| p.narrow(first, count));
         Self {
             pieces: pieces.collect(),
