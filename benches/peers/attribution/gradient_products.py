@@ -28,7 +28,6 @@ def captum_tracin(model, train, test, batch):
     way it has for models with embeddings and norms. All test gradients are kept at once."""
     from captum.influence import TracInCP
 
-    # captum takes a plain function with the losses of the examples.
     tracin = TracInCP(
         model, TensorDataset(*train), ["as it is"], checkpoints_load_func=lambda *_: 1.0,
         loss_fn=models.example_losses, batch_size=batch,
@@ -82,7 +81,7 @@ def dattri_task(model):
     return AttributionTask(loss_func=loss, model=model, checkpoints=state)
 
 
-def dattri_tracin(model, train, test, batch):
+def dattri_tracin(model, train, test, batch, test_batch):
     """TracInAttributor without projection; test gradients are formed again per training batch."""
     from dattri.algorithm.tracin import TracInAttributor
 
@@ -93,11 +92,12 @@ def dattri_tracin(model, train, test, batch):
     attributor.projector_kwargs = None
     loaders = (
         DataLoader(TensorDataset(*train), batch_size=batch),
-        DataLoader(TensorDataset(*test), batch_size=len(test[0])),
+        DataLoader(TensorDataset(*test), batch_size=test_batch),
     )
     with Stopwatch() as watch:
         scores = attributor.attribute(*loaders)
-    return {"scores": (watch.result, {"batch": batch}, scores.detach())}
+    settings = {"batch": batch, "test_batch": test_batch}
+    return {"scores": (watch.result, settings, scores.detach())}
 
 
 def torch_func(model, train, test, batch):

@@ -22,6 +22,9 @@ PEERS = {
         "decoder", "gradient_products", "kronfluence_identity", {"batch": 50},
     ),
     "decoder_torch_func": ("decoder", "gradient_products", "torch_func", {"batch": 25}),
+    "decoder_dattri_tracin": (
+        "decoder", "gradient_products", "dattri_tracin", {"batch": 50, "test_batch": 25},
+    ),
     "decoder_kronfluence_ekfac": (
         "decoder", "kronecker", "kronfluence_ekfac", {"batch": 50, "factor_batch": 25},
     ),
@@ -29,7 +32,9 @@ PEERS = {
     "mlp_captum_tracin_batched": (
         "mlp", "gradient_products", "captum_tracin_batched", {"batch": 500},
     ),
-    "mlp_dattri_tracin": ("mlp", "gradient_products", "dattri_tracin", {"batch": 500}),
+    "mlp_dattri_tracin": (
+        "mlp", "gradient_products", "dattri_tracin", {"batch": 500, "test_batch": 200},
+    ),
     "mlp_torch_func": ("mlp", "gradient_products", "torch_func", {"batch": 500}),
     "mlp_kronfluence_ekfac": (
         "mlp", "kronecker", "kronfluence_ekfac", {"batch": 500, "factor_batch": 500},
