@@ -25,7 +25,9 @@ class SumOfExampleLosses(nn.Module):
 
 def captum_tracin(model, train, test, batch):
     """TracInCP with one checkpoint; per-example gradients by a backward pass per example, the only
-    way it has for models with embeddings and norms. All test gradients are kept at once."""
+    way it has for models with embeddings and norms. Each of these passes goes through the graph of
+    its whole batch, so large batches cost more; the test examples are loaded one by one. All test
+    gradients are kept at once."""
     from captum.influence import TracInCP
 
     tracin = TracInCP(
@@ -33,7 +35,7 @@ def captum_tracin(model, train, test, batch):
         loss_fn=models.example_losses, batch_size=batch,
     )
     with Stopwatch() as watch:
-        scores = tracin.influence(test)
+        scores = tracin.influence(DataLoader(TensorDataset(*test), batch_size=1))
     return {"scores": (watch.result, {"batch": batch}, scores.detach().T)}
 
 
@@ -82,7 +84,10 @@ def dattri_task(model):
 
 
 def dattri_tracin(model, train, test, batch, test_batch):
-    """TracInAttributor without projection; test gradients are formed again per training batch."""
+    """TracInAttributor without projection; test gradients are formed again per training batch.
+
+    Inside `torch.no_grad()`: without it dattri keeps the graph of the gradients, which on the
+    decoder takes more than 20 GB with batches of 50 × 25."""
     from dattri.algorithm.tracin import TracInAttributor
 
     attributor = TracInAttributor(
@@ -94,7 +99,7 @@ def dattri_tracin(model, train, test, batch, test_batch):
         DataLoader(TensorDataset(*train), batch_size=batch),
         DataLoader(TensorDataset(*test), batch_size=test_batch),
     )
-    with Stopwatch() as watch:
+    with torch.no_grad(), Stopwatch() as watch:
         scores = attributor.attribute(*loaders)
     settings = {"batch": batch, "test_batch": test_batch}
     return {"scores": (watch.result, settings, scores.detach())}

@@ -17,18 +17,18 @@ import sys
 
 # name: (model, module, function, settings)
 PEERS = {
-    "decoder_captum_tracin": ("decoder", "gradient_products", "captum_tracin", {"batch": 50}),
+    "decoder_captum_tracin": ("decoder", "gradient_products", "captum_tracin", {"batch": 8}),
     "decoder_kronfluence_identity": (
         "decoder", "gradient_products", "kronfluence_identity", {"batch": 50},
     ),
     "decoder_torch_func": ("decoder", "gradient_products", "torch_func", {"batch": 25}),
     "decoder_dattri_tracin": (
-        "decoder", "gradient_products", "dattri_tracin", {"batch": 50, "test_batch": 25},
+        "decoder", "gradient_products", "dattri_tracin", {"batch": 25, "test_batch": 25},
     ),
     "decoder_kronfluence_ekfac": (
         "decoder", "kronecker", "kronfluence_ekfac", {"batch": 50, "factor_batch": 25},
     ),
-    "mlp_captum_tracin": ("mlp", "gradient_products", "captum_tracin", {"batch": 500}),
+    "mlp_captum_tracin": ("mlp", "gradient_products", "captum_tracin", {"batch": 20}),
     "mlp_captum_tracin_batched": (
         "mlp", "gradient_products", "captum_tracin_batched", {"batch": 500},
     ),
