@@ -86,8 +86,8 @@ def dattri_task(model):
 def dattri_tracin(model, train, test, batch, test_batch):
     """TracInAttributor without projection; test gradients are formed again per training batch.
 
-    Inside `torch.no_grad()`: without it dattri keeps the graph of the gradients, which on the
-    decoder takes more than 20 GB with batches of 50 × 25."""
+    Inside `torch.no_grad()`: without it dattri keeps the graph of the gradients.
+    """
     from dattri.algorithm.tracin import TracInAttributor
 
     attributor = TracInAttributor(

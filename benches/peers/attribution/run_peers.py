@@ -22,9 +22,6 @@ PEERS = {
         "decoder", "gradient_products", "kronfluence_identity", {"batch": 50},
     ),
     "decoder_torch_func": ("decoder", "gradient_products", "torch_func", {"batch": 25}),
-    "decoder_dattri_tracin": (
-        "decoder", "gradient_products", "dattri_tracin", {"batch": 25, "test_batch": 25},
-    ),
     "decoder_kronfluence_ekfac": (
         "decoder", "kronecker", "kronfluence_ekfac", {"batch": 50, "factor_batch": 25},
     ),
