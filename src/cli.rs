@@ -425,13 +425,13 @@ pub struct MethodSettings {
     /// diagonal to the mean eigenvalue of each layer (default 0.1).
     #[arg(long, value_name = "FACTOR")]
     pub relative_damping: Option<f64>,
-    /// hif-cg, hif-lissa, pbrf: largest relative residual (defaults 1e-3, 0.1, 1e-3).
+    /// hif-cg, hif-lissa, pbrf: largest relative residual (defaults 1e-3, 0.01, 1e-4).
     #[arg(long, value_name = "RESIDUAL")]
     pub tolerance: Option<f64>,
-    /// hif-cg, hif-arnoldi, pbrf: most iterations (defaults 200, 60, 2000).
+    /// hif-cg, hif-arnoldi, pbrf: most iterations (defaults 200, 30, 2000).
     #[arg(long, value_name = "N")]
     pub iterations: Option<u32>,
-    /// hif-arnoldi: Ritz pairs kept (default 30).
+    /// hif-arnoldi: Ritz pairs kept (default 20).
     #[arg(long, value_name = "N")]
     pub rank: Option<u32>,
     /// hif-lissa: terms of the series (default 500).
@@ -443,6 +443,9 @@ pub struct MethodSettings {
     /// hif-lissa: divisor of the curvature (default: from its largest Ritz value).
     #[arg(long, value_name = "SIGMA")]
     pub scale: Option<f64>,
+    /// hif-lissa: the published recursion, without solving the dominant directions at once.
+    #[arg(long)]
+    pub no_deflation: bool,
     /// hif-ekfac, -kfac, -diagonal: labels of the gradients (default: sampled).
     #[arg(long, value_enum)]
     pub labels: Option<LabelsArg>,

@@ -5,8 +5,8 @@ use super::params::{
     LissaSettings, Solver,
 };
 use super::solvers::{
-    ConjugateGradients, Krylov, LinearOperator, Lissa, SolveError, conjugate_gradients, dense,
-    lanczos, lissa,
+    ConjugateGradients, Deflation, Krylov, LinearOperator, Lissa, SolveError, conjugate_gradients,
+    dense, lanczos, lissa,
 };
 use crate::attribution::{Attributed, note_cost};
 use rand::{RngExt, SeedableRng};
@@ -312,19 +312,21 @@ impl Hif {
     ) -> Result<Solution, HifError> {
         let whole = self.curvature(of, weights)?;
         let (krylov, damping) = self.spectrum(&whole, "LiSSA", progress)?;
-        let margin = if settings.batch_size.is_some() {
-            2.2
-        } else {
-            1.1
+        let deflation = match (settings.deflation, settings.batch_size, settings.scale) {
+            (true, None, None) => Deflation::of(&krylov, damping),
+            _ => None,
         };
-        let scale = settings
-            .scale
-            .unwrap_or(margin * krylov.largest() + damping);
+        let scale = match (&deflation, settings.scale, settings.batch_size) {
+            (Some(deflation), _, _) => deflation.scale(damping),
+            (None, Some(scale), _) => scale,
+            (None, None, None) => 1.1 * krylov.largest() + damping,
+            (None, None, Some(_)) => 2.2 * krylov.largest() + damping,
+        };
         let right = per_example_gradients(of.model, of.test)?;
         let recursion = Lissa {
             depth: settings.depth,
             repeats: settings.repeats,
-            tolerance: settings.tolerance / 10.0,
+            tolerance: settings.tolerance,
         };
         let most = settings.depth * settings.repeats * of.test.len();
         progress.begin("curvature products", most as u64);
@@ -333,7 +335,11 @@ impl Hif {
             progress,
         };
         let (solved, more) = match settings.batch_size {
-            None => (recursion.whole(&watched, damping, scale, &right)?, 0),
+            None => {
+                let solved =
+                    recursion.whole(&watched, damping, scale, deflation.as_ref(), &right)?;
+                (solved, 0)
+            }
             Some(size) => {
                 let parts = self.mini_batches(of, weights, size)?;
                 let mut rng = ChaCha8Rng::seed_from_u64(self.params.seed);
@@ -345,7 +351,7 @@ impl Hif {
                     progress.advance(x.size()[0] as u64);
                     parts[order[k]].times(x)
                 };
-                let solved = lissa(&times, false, damping, scale, &right, &recursion)?;
+                let solved = lissa(&times, damping, scale, &right, &recursion)?;
                 (
                     solved,
                     parts.iter().map(Curvature::gradient_evaluations).sum(),
@@ -358,7 +364,7 @@ impl Hif {
         let residual = (norms(&back) / norms(&right).clamp_min(f64::MIN_POSITIVE))
             .max()
             .double_value(&[]);
-        if residual.is_nan() || residual > settings.tolerance {
+        if residual.is_nan() || residual > 1.01 * settings.tolerance {
             return Err(SolveError::NotConverged {
                 solver: "LiSSA",
                 iterations: solved.iterations,
@@ -372,6 +378,7 @@ impl Hif {
             products: self.against(of, &solved.solution, layers, progress)?,
             report: json!({"damping": damping, "scale": scale, "residual": residual,
                 "iterations": solved.iterations, "change": solved.change,
+                "deflated_pairs": deflation.as_ref().map_or(0, Deflation::len),
                 "spectral_radius": krylov.largest().max(-krylov.smallest()),
                 "smallest_ritz_value": krylov.smallest(), "settings": self.params.solver,
                 "seed": self.params.seed}),

@@ -195,6 +195,17 @@ fn ref_tracin_is_that_of_captum_and_dattri() {
     golden.assert_entries(&entries, &scores, factor, 1e-6);
 }
 
+fn lissa(deflation: bool) -> Solver {
+    Solver::Lissa(LissaSettings {
+        depth: 20_000,
+        repeats: 1,
+        batch_size: None,
+        scale: None,
+        deflation,
+        tolerance: 1e-8,
+    })
+}
+
 fn tight() -> Vec<Solver> {
     vec![
         Solver::Exact,
@@ -206,13 +217,8 @@ fn tight() -> Vec<Solver> {
             iterations: 200,
             rank: 200,
         }),
-        Solver::Lissa(LissaSettings {
-            depth: 20_000,
-            repeats: 1,
-            batch_size: None,
-            scale: None,
-            tolerance: 1e-8,
-        }),
+        lissa(true),
+        lissa(false),
     ]
 }
 

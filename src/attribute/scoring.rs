@@ -244,13 +244,14 @@ impl Scoring<'_> {
                 repeats: count(s.repeats, 1),
                 batch_size: s.batch_size.map(|n| n as usize),
                 scale: s.scale,
-                tolerance: s.tolerance.unwrap_or(0.1),
+                deflation: !s.no_deflation,
+                tolerance: s.tolerance.unwrap_or(0.01),
             }),
             Method::HifArnoldi => {
-                let iterations = count(s.iterations, 60);
+                let iterations = count(s.iterations, 30);
                 Solver::Arnoldi(Arnoldi {
                     iterations,
-                    rank: count(s.rank, iterations.min(30)),
+                    rank: count(s.rank, iterations.min(20)),
                 })
             }
             Method::HifEkfac => Solver::Factored(Factored::Ekfac(drawn)),
@@ -409,6 +410,7 @@ fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
         "depth": settings.depth,
         "repeats": settings.repeats,
         "scale": settings.scale,
+        "no_deflation": settings.no_deflation.then_some(true),
         "labels": debug(settings.labels.as_ref().map(|v| v as _)),
         "draws": settings.draws,
         "optimizer": debug(settings.optimizer.as_ref().map(|v| v as _)),

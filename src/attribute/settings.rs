@@ -84,6 +84,7 @@ fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
         ("--depth", s.depth.is_some(), &[HifLissa]),
         ("--repeats", s.repeats.is_some(), &[HifLissa]),
         ("--scale", s.scale.is_some(), &[HifLissa]),
+        ("--no-deflation", s.no_deflation, &[HifLissa]),
         ("--labels", s.labels.is_some(), FACTORED),
         ("--draws", s.draws.is_some(), FACTORED),
         ("--optimizer", s.optimizer.is_some(), WALKING),
