@@ -434,6 +434,10 @@ pub struct MethodSettings {
     /// hif-arnoldi: Ritz pairs kept (default 20).
     #[arg(long, value_name = "N")]
     pub rank: Option<u32>,
+    /// hif-arnoldi: count the curvature outside of the Ritz pairs' space as 0 instead of leaving
+    /// what lies there out.
+    #[arg(long)]
+    pub complement: bool,
     /// hif-lissa: terms of the series (default 500).
     #[arg(long, value_name = "N")]
     pub depth: Option<u32>,

@@ -1,7 +1,8 @@
 //! Our side of `benches/peers/attribution`: times scores on the models and data that the peers get.
 //!
 //! `attribution_peer TASK FOLDER THREADS OUT` with TASK one of `graddot-decoder`, `graddot-mlp`,
-//! `ekfac-decoder`; `lissa-mlp`, `arnoldi-mlp`, `cg-mlp`: the linear system of `reference.py`. Writes the products, `[train × test]`, as safetensors to OUT and prints one
+//! `ekfac-decoder`; `lissa-mlp`, `arnoldi-mlp`, `arnoldi-complement-mlp`,
+//! `cg-mlp`: the linear system of `reference.py`. Writes the products, `[train × test]`, as safetensors to OUT and prints one
 //! line of JSON.
 
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use simfluence_models::{
 };
 use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
 use simfluence_simulators::hif::{
-    ConjugateGradientSettings, Curved, DampingParam, Hif, HifParams, LissaSettings, Solver,
+    Arnoldi, ConjugateGradientSettings, Curved, DampingParam, Hif, HifParams, LissaSettings, Solver,
 };
 use std::path::Path;
 use std::time::Instant;
@@ -45,7 +46,8 @@ fn main() -> Result<(), Failure> {
         }
         "lissa-mlp" => solve(folder, &settings, tight_lissa())?,
         "cg-mlp" => solve(folder, &settings, tight_conjugate_gradients())?,
-        "arnoldi-mlp" => solve(folder, &settings, Solver::arnoldi())?,
+        "arnoldi-mlp" => solve(folder, &settings, krylov(17, false))?,
+        "arnoldi-complement-mlp" => solve(folder, &settings, krylov(30, true))?,
         other => return Err(format!("unknown task {other}").into()),
     };
     let shape = vec![
@@ -136,6 +138,14 @@ fn ekfac<M: Model>(
     Ok((line, found?))
 }
 
+fn krylov(iterations: usize, complement: bool) -> Solver {
+    Solver::Arnoldi(Arnoldi {
+        iterations,
+        rank: iterations,
+        complement,
+    })
+}
+
 fn tight_lissa() -> Solver {
     Solver::Lissa(LissaSettings {
         depth: 200,
@@ -143,7 +153,7 @@ fn tight_lissa() -> Solver {
         batch_size: None,
         scale: None,
         deflation: true,
-        tolerance: 1e-6,
+        tolerance: 3e-6,
     })
 }
 

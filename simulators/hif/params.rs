@@ -76,8 +76,11 @@ pub struct Arnoldi {
     /// Products with the curvature, default 30, at least 1.
     pub iterations: usize,
     /// Ritz pairs that are kept, those of largest absolute value, default 20, at least 1, at most
-    /// the iterations. What lies outside their space is left out, as in the paper.
+    /// the iterations.
     pub rank: usize,
+    /// Whether the curvature outside of their space counts as 0, so that its damped inverse is
+    /// `1/δ`. Default false: what lies outside is left out, as in the paper.
+    pub complement: bool,
 }
 
 /// Settings of factored curvature.
@@ -153,6 +156,7 @@ impl Solver {
         Self::Arnoldi(Arnoldi {
             iterations: 30,
             rank: 20,
+            complement: false,
         })
     }
 }
@@ -356,6 +360,7 @@ mod tests {
             p.solver = Solver::Arnoldi(Arnoldi {
                 iterations: 3,
                 rank: 4,
+                complement: false,
             });
         });
         assert!(

@@ -20,7 +20,7 @@ use simfluence_models::{
 use tch::Tensor;
 
 /// Products that look at the spectrum before conjugate gradients and LiSSA.
-const SPECTRUM_ITERATIONS: usize = 30;
+const SPECTRUM_ITERATIONS: usize = 50;
 
 /// The curvature, with progress counted in products with vectors.
 struct Watched<'a, 'm, M: Model> {
@@ -447,22 +447,28 @@ impl Hif {
         );
         // The space is the same for all: test gradients are projected into it and back.
         let wanted = Wanted::default();
-        let settings = self.params.gradients.settings();
-        let test = products_with_vectors(of.model, of.test, &basis, wanted, &settings, progress)?;
+        let engine = self.params.gradients.settings();
+        let test = products_with_vectors(of.model, of.test, &basis, wanted, &engine, progress)?;
         let inverse: Vec<f64> = kept
             .iter()
             .map(|&k| 1.0 / (krylov.values[k] + damping))
             .collect();
         let inverse = Tensor::from_slice(&inverse).to_kind(basis.kind());
+        let rest = settings.complement.then_some(1.0 / damping);
         let projected = Tensor::from_slice(&test.products)
             .view([of.test.len() as i64, kept.len() as i64])
             .to_kind(basis.kind());
+        let inverse = match rest {
+            // Outside of the space the curvature counts as 0, its damped inverse as 1/δ.
+            Some(rest) => inverse - rest,
+            None => inverse,
+        };
         let mut products = if layers {
             let solved = (projected * inverse).matmul(&basis);
             self.against(of, &solved, true, progress)?
         } else {
             let train =
-                products_with_vectors(of.model, of.train, &basis, wanted, &settings, progress)?;
+                products_with_vectors(of.model, of.train, &basis, wanted, &engine, progress)?;
             let own = Tensor::from_slice(&train.products)
                 .view([of.train.len() as i64, kept.len() as i64])
                 .to_kind(basis.kind());
@@ -475,6 +481,10 @@ impl Hif {
             }
         };
         products.gradient_evaluations += test.gradient_evaluations;
+        if let Some(rest) = rest {
+            let plain = self.products(of, &Metric::Identity, layers, progress)?;
+            add_scaled(&mut products, &plain, rest as f32);
+        }
         let worst = kept
             .iter()
             .map(|&k| krylov.residuals[k])
@@ -488,4 +498,20 @@ impl Hif {
             gradient_evaluations: curvature.gradient_evaluations(),
         })
     }
+}
+
+/// Adds inner products times a factor to others of the same examples and layers.
+fn add_scaled(sum: &mut InnerProducts, other: &InnerProducts, factor: f32) {
+    let add = |into: &mut [f32], values: &[f32]| {
+        for (into, value) in into.iter_mut().zip(values) {
+            *into += factor * value;
+        }
+    };
+    add(&mut sum.products, &other.products);
+    for (layer, values) in &other.layers {
+        if let Some((_, into)) = sum.layers.iter_mut().find(|(name, _)| name == layer) {
+            add(into, values);
+        }
+    }
+    sum.gradient_evaluations += other.gradient_evaluations;
 }

@@ -216,6 +216,7 @@ fn tight() -> Vec<Solver> {
         Solver::Arnoldi(Arnoldi {
             iterations: 200,
             rank: 200,
+            complement: false,
         }),
         lissa(true),
         lissa(false),
@@ -257,6 +258,25 @@ fn ref_influence_of_every_solver_is_that_of_dattri_and_pydvl() {
         STEPS as f64,
         1e-4,
     );
+}
+
+/// What a Krylov space of low rank misses, with and without what lies outside of it.
+#[test]
+fn ref_a_small_krylov_space_is_closer_when_what_lies_outside_counts_as_flat() {
+    let golden = Golden::read();
+    let damping = DampingParam::Absolute(golden.damping());
+    let error = |rank, complement| {
+        let solver = Solver::Arnoldi(Arnoldi {
+            iterations: rank.max(60),
+            rank,
+            complement,
+        });
+        let scores = golden.hif(solver, Curved::GaussNewton, damping);
+        golden.difference("gauss_newton.own", &scores, STEPS as f64)
+    };
+    let (alone, with) = (error(20, false), error(20, true));
+    assert!(with < 0.2 * alone && with < 0.05, "{alone} {with}");
+    assert!(error(200, true) < 1e-6);
 }
 
 #[test]

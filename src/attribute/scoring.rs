@@ -252,6 +252,7 @@ impl Scoring<'_> {
                 Solver::Arnoldi(Arnoldi {
                     iterations,
                     rank: count(s.rank, iterations.min(20)),
+                    complement: s.complement,
                 })
             }
             Method::HifEkfac => Solver::Factored(Factored::Ekfac(drawn)),
@@ -410,6 +411,7 @@ fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
         "depth": settings.depth,
         "repeats": settings.repeats,
         "scale": settings.scale,
+        "complement": settings.complement.then_some(true),
         "no_deflation": settings.no_deflation.then_some(true),
         "labels": debug(settings.labels.as_ref().map(|v| v as _)),
         "draws": settings.draws,

@@ -81,6 +81,7 @@ fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
             &[HifCg, HifArnoldi, Pbrf],
         ),
         ("--rank", s.rank.is_some(), &[HifArnoldi]),
+        ("--complement", s.complement, &[HifArnoldi]),
         ("--depth", s.depth.is_some(), &[HifLissa]),
         ("--repeats", s.repeats.is_some(), &[HifLissa]),
         ("--scale", s.scale.is_some(), &[HifLissa]),

@@ -160,21 +160,19 @@ pub struct Deflation {
 }
 
 impl Deflation {
-    /// The Ritz pairs whose residual is below a hundredth of the largest Ritz value, but for the
-    /// `damping` that is added to them; `None` if there is none. Beyond them the spectrum is taken
-    /// to lie between the smallest and the largest Ritz value that is left.
+    /// The Ritz pairs at both ends whose residual is below a thousandth of the largest Ritz value;
+    /// `None` if there is none. Pairs converge from the ends, so that what is left of the spectrum
+    /// is taken to lie between the innermost of them.
     pub fn of(krylov: &Krylov, damping: f64) -> Option<Self> {
         let size = krylov.largest().abs().max(krylov.smallest().abs());
         let count = krylov.values.len();
-        let settled = |k: &usize| krylov.residuals[*k] < 0.01 * size;
-        // Pairs converge from the ends.
+        let settled = |k: &usize| krylov.residuals[*k] < 1e-3 * size;
         let top: Vec<usize> = (0..count).take_while(settled).collect();
         let bottom: Vec<usize> = (top.len()..count).rev().take_while(settled).collect();
-        let rest = top.len()..count - bottom.len();
-        let outside = match (rest.start < rest.end).then(|| (rest.end - 1, rest.start)) {
-            Some((low, high)) => (krylov.values[low], krylov.values[high]),
-            None => (0.0, 0.0),
-        };
+        // The first value that has not settled, or else the last that has.
+        let high = top.len().min(count - 1);
+        let low = (count - bottom.len()).saturating_sub(1);
+        let outside = (krylov.values[low], krylov.values[high]);
         let kept: Vec<usize> = top.into_iter().chain(bottom).collect();
         if kept.is_empty() {
             return None;
