@@ -265,7 +265,7 @@ fn ref_influence_of_every_solver_is_that_of_dattri_and_pydvl() {
 fn ref_a_small_krylov_space_is_closer_when_what_lies_outside_counts_as_flat() {
     let golden = Golden::read();
     let damping = DampingParam::Absolute(golden.damping());
-    let error = |rank, complement| {
+    let error = |rank: usize, complement: bool| {
         let solver = Solver::Arnoldi(Arnoldi {
             iterations: rank.max(60),
             rank,
