@@ -16,7 +16,7 @@ mod updater;
 pub use batch::{Batch, Evaluation, EvaluationSet};
 pub use curvature::{
     Curvature, CurvatureKind, Damping, FactorKind, Factors, FactorsError, Labels, LayerCurvature,
-    fit_factors,
+    fit_factors, hessian_product,
 };
 pub use gradients::{
     GradientError, GradientSettings, InnerProducts, Metric, Tape, Wanted, inner_products,

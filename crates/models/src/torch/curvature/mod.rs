@@ -125,7 +125,7 @@ impl<'a, M: Model> Curvature<'a, M> {
         let count = vectors.size()[0];
         (0..count)
             .map(|k| {
-                let dot = self.dot(&gradient, &vectors.get(k));
+                let dot = dot_along(self.model, &gradient, &vectors.get(k));
                 let product = Tensor::run_backward(&[dot], parameters, k + 1 < count, false);
                 flatten(self.model, &product)
             })
@@ -153,7 +153,7 @@ impl<'a, M: Model> Curvature<'a, M> {
         let count = vectors.size()[0];
         (0..count)
             .map(|k| {
-                let dot = self.dot(&pulled, &vectors.get(k));
+                let dot = dot_along(self.model, &pulled, &vectors.get(k));
                 let tangent = Tensor::run_backward(&[dot], &[&dual], true, false).remove(0);
                 let curved = outputs.loss_hessian_times(&tangent) * &share;
                 let loss = (predictions * curved).sum(predictions.kind());
@@ -162,15 +162,28 @@ impl<'a, M: Model> Curvature<'a, M> {
             })
             .collect()
     }
+}
 
-    fn dot(&self, gradient: &[Tensor], vector: &Tensor) -> Tensor {
-        let terms: Vec<Tensor> = (gradient.iter())
-            .zip(views(self.model.layout(), vector))
-            .filter(|(g, _)| g.defined() && g.requires_grad())
-            .map(|(g, v)| (g * v).sum(g.kind()))
-            .collect();
-        Tensor::stack(&terms, 0).sum(vector.kind())
-    }
+/// The Hessian of any scalar made of a model's outputs times a vector, `[flat length]`, with 0 in
+/// the gaps.
+///
+/// # Reference
+/// Pearlmutter 1994, "Fast exact multiplication by the Hessian".
+pub fn hessian_product<M: Model>(model: &M, value: &Tensor, vector: &Tensor) -> Tensor {
+    let gradient = Tensor::run_backward(&[value], model.parameters(), true, true);
+    let dot = dot_along(model, &gradient, vector);
+    let product = Tensor::run_backward(&[dot], model.parameters(), false, false);
+    flatten(model, &product)
+}
+
+/// The inner product of a gradient, one tensor per parameter, with a vector.
+fn dot_along<M: Model>(model: &M, gradient: &[Tensor], vector: &Tensor) -> Tensor {
+    let terms: Vec<Tensor> = (gradient.iter())
+        .zip(views(model.layout(), vector))
+        .filter(|(g, _)| g.defined() && g.requires_grad())
+        .map(|(g, v)| (g * v).sum(g.kind()))
+        .collect();
+    Tensor::stack(&terms, 0).sum(vector.kind())
 }
 
 /// Fails unless there is one finite weight per example, none negative, one positive.
