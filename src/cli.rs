@@ -30,6 +30,8 @@ pub enum Command {
     Fit(FitArgs),
     /// Score training examples with an attribution method.
     Attribute(AttributeArgs),
+    /// Show what is in a file of scores: distribution, layers, probes, extremes.
+    Report(ReportArgs),
     /// Simulate a curriculum.
     Simulate(SimulateArgs),
     /// Edit a recorded run's curriculum and show what would have happened.
@@ -497,6 +499,30 @@ pub struct LeaveOutArgs {
     /// Share of the run's training examples that a subset keeps (default: 0.5).
     #[arg(long, value_name = "SHARE", requires = "subsets")]
     pub fraction: Option<f64>,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence report number-runs number-runs/scores/tracin-cp.safetensors\n  simfluence report number-runs number-runs/scores/hif-ekfac.safetensors --plots pictures"
+)]
+pub struct ReportArgs {
+    /// Folder of the run set whose examples the scores are of.
+    pub run_set: PathBuf,
+    /// The scores (safetensors), as `attribute` writes them.
+    pub scores: PathBuf,
+    /// Group examples by this column.
+    #[arg(long, value_name = "COLUMN", default_value = "dataset")]
+    pub group_by: String,
+    /// Folder for the pictures.
+    #[arg(long, value_name = "FOLDER")]
+    pub plots: Option<PathBuf>,
+    /// Seed of the bootstrap.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How the report is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// Arguments of `simulate`.

@@ -1,7 +1,7 @@
 //! `simfluence compare`: judge methods by how well they predict real runs.
 
 use crate::attribute;
-use crate::cli::{AttributionMethod, CompareArgs, CompareMethod, Format};
+use crate::cli::{AttributionMethod, CompareArgs, CompareMethod, FitMethod, Format};
 use crate::cost::{Cost, measured};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
@@ -108,46 +108,46 @@ fn fit_all(
     }];
     let (mean_run, cost) = measured(|| FitMeanRun.fit(&split.train, n, &NoProgress));
     fitted.push(named(Box::new(mean_run?), cost));
-    for variant in [Variant::Linear, Variant::Additive, Variant::Multiplicative] {
-        if wants(args, simfluence_method(variant)) {
+    for (variant, method) in SIMFLUENCE {
+        let method = CompareMethod::Simfluence(method);
+        if wants(args, method, true) {
             let (fit, cost) =
                 measured(|| crate::fit::with_defaults(variant, open, &split.train, progress));
             match fit {
                 Ok(fit) => fitted.push(named(Box::new(fit), cost)),
                 // As below: runs that were measured rarely still have their other rows.
-                Err(error) if args.methods.is_empty() => {
-                    let method = simfluence_method(variant).to_possible_value();
-                    let name = method.expect("no method is skipped").get_name().to_owned();
-                    eprintln!("left out: {name}: {error:#}");
-                }
+                Err(error) if !is_named(args, method) => left_out(method, &error),
                 Err(error) => return Err(error),
             }
         }
     }
-    for method in [
-        AttributionMethod::Graddot,
-        AttributionMethod::Gradcos,
-        AttributionMethod::TracinCp,
-        AttributionMethod::LeaveOut,
-    ] {
-        if !wants(args, attribution_method(method)) {
+    for &method in AttributionMethod::value_variants() {
+        let named = CompareMethod::Attribution(method);
+        if !wants(args, named, BY_DEFAULT.contains(&method)) {
             continue;
         }
         // Retraining takes long, so that "all" means it only where it has been done.
         let is_kept = || attribute::kept_scores(open, method).is_ok_and(|path| path.exists());
-        if method == AttributionMethod::LeaveOut && args.methods.is_empty() && !is_kept() {
+        if method == AttributionMethod::LeaveOut && !is_named(args, named) && !is_kept() {
             continue;
         }
         let (scores, cost) = measured(|| attribute::cached(args, open, split, method, progress));
         match scores {
-            // What scores cost that were kept from before is not known.
+            // What scores cost that were kept from before stands in their file, if anywhere.
             Ok((scores, kept)) => {
-                let cost = (!kept).then_some(cost);
+                let cost = if kept { kept_cost(&scores) } else { Some(cost) };
                 fitted.extend(additive(&scores, &split.train, n, cost)?);
             }
             // Asked for by name it is an error; as a part of "all" it is left out, and said so.
-            Err(error) if args.methods.is_empty() => {
-                eprintln!("left out: {}: {error:#}", attribute::name(method));
+            Err(error) if !is_named(args, named) => left_out(named, &error),
+            Err(error) => return Err(error),
+        }
+    }
+    if wants(args, CompareMethod::TracinIdeal, false) {
+        match ideal(args, open, split, progress) {
+            Ok(rows) => fitted.extend(rows),
+            Err(error) if !is_named(args, CompareMethod::TracinIdeal) => {
+                left_out(CompareMethod::TracinIdeal, &error);
             }
             Err(error) => return Err(error),
         }
@@ -201,25 +201,71 @@ fn refuse_judging_runs(path: &Path, artifact: &Artifact, split: &SplitRuns<'_>) 
     }
 }
 
-fn wants(args: &CompareArgs, method: CompareMethod) -> bool {
-    args.methods.is_empty() || args.methods.contains(&method)
+/// The variants of Simfluence with their names on the command line.
+const SIMFLUENCE: [(Variant, FitMethod); 3] = [
+    (Variant::Linear, FitMethod::SimfluenceLinear),
+    (Variant::Additive, FitMethod::SimfluenceAdditive),
+    (Variant::Multiplicative, FitMethod::SimfluenceMultiplicative),
+];
+
+/// Attribution methods that are compared unless others are named.
+const BY_DEFAULT: [AttributionMethod; 4] = [
+    AttributionMethod::Graddot,
+    AttributionMethod::Gradcos,
+    AttributionMethod::TracinCp,
+    AttributionMethod::LeaveOut,
+];
+
+fn wants(args: &CompareArgs, method: CompareMethod, by_default: bool) -> bool {
+    let all = args.methods.contains(&CompareMethod::All);
+    all || is_named(args, method) || (args.methods.is_empty() && by_default)
 }
 
-fn simfluence_method(variant: Variant) -> CompareMethod {
-    match variant {
-        Variant::Linear => CompareMethod::SimfluenceLinear,
-        Variant::Additive => CompareMethod::SimfluenceAdditive,
-        Variant::Multiplicative => CompareMethod::SimfluenceMultiplicative,
-    }
+fn is_named(args: &CompareArgs, method: CompareMethod) -> bool {
+    args.methods.contains(&method)
 }
 
-fn attribution_method(method: AttributionMethod) -> CompareMethod {
-    match method {
-        AttributionMethod::Graddot => CompareMethod::Graddot,
-        AttributionMethod::Gradcos => CompareMethod::Gradcos,
-        AttributionMethod::TracinCp => CompareMethod::TracinCp,
-        AttributionMethod::LeaveOut => CompareMethod::LeaveOut,
-    }
+fn left_out(method: CompareMethod, error: &anyhow::Error) {
+    let value = method.to_possible_value();
+    let name = value.expect("no method is skipped").get_name().to_owned();
+    eprintln!("left out: {name}: {error:#}");
+}
+
+/// What scores cost when they were made, as their file says.
+fn kept_cost(scores: &Scores) -> Option<Cost> {
+    let note = scores.provenance.get("cost")?;
+    Some(Cost {
+        seconds: note["seconds"].as_f64()?,
+        peak_bytes: note["peak_bytes"].as_u64(),
+    })
+}
+
+#[cfg(not(feature = "torch"))]
+fn ideal(
+    _: &CompareArgs,
+    _: &OpenRuns,
+    _: &SplitRuns<'_>,
+    _: &dyn Progress,
+) -> Result<Vec<Fitted>> {
+    bail!(crate::needs_torch("compare --methods tracin-ideal"))
+}
+
+/// The rows of TracIn-Ideal: every run that judges, replayed.
+#[cfg(feature = "torch")]
+fn ideal(
+    args: &CompareArgs,
+    open: &OpenRuns,
+    split: &SplitRuns<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<Fitted>> {
+    let judges: Vec<&Run> = (split.held_out.iter().copied())
+        .chain(split.suite.iter().flat_map(|pair| [pair.base, pair.edited]))
+        .collect();
+    let (rows, cost) = measured(|| attribute::ideal::simulators(args, open, &judges, progress));
+    let (rows, kept) = rows?;
+    Ok((rows.into_iter())
+        .map(|row| named(Box::new(row), (!kept).then_some(cost)))
+        .collect())
 }
 
 fn named(simulator: Box<dyn Simulator>, cost: impl Into<Option<Cost>>) -> Fitted {

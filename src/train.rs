@@ -1,21 +1,15 @@
 //! What `record`, `attribute` and `whatif --verify` share: the base model of a run set, and
 //! fine-tuning from it.
 
-use crate::cli::AttributionMethod;
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Scores, Trajectory};
+use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
 use simfluence_models::{
-    Architecture, Device, EvaluationSet, FineTuning, Metric, PreparedTask, TextExample,
-    TokenizedExample, Tokenizer, TokenizerKind, TrainingSettings, Transformer, Weights, pretrain,
+    Architecture, Device, EvaluationSet, FineTuning, PreparedTask, TextExample, TokenizedExample,
+    Tokenizer, TokenizerKind, TrainingSettings, Weights, pretrain,
 };
 use simfluence_recorder::{RunSet, read_artifact, write_artifact};
-use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
-use simfluence_simulators::gradcos::GradCos;
-use simfluence_simulators::graddot::GradDot;
-use simfluence_simulators::tracin::{Checkpoint, TracinCp};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -231,71 +225,8 @@ pub fn settings_of(run: &Run) -> Result<TrainingSettings> {
         .with_context(|| format!("run {}: the recorded training settings", run.id))
 }
 
-/// Scores by an attribution method from the checkpoints of a run.
-pub fn scores(
-    method: AttributionMethod,
-    open: &OpenRuns,
-    reference: &Run,
-    device: &str,
-    progress: &dyn Progress,
-) -> Result<Scores> {
-    let model = BaseModel::load(&open.set)?;
-    let train = model.tokens(open.set.train_examples())?;
-    let test = model.tokens(open.set.test_examples())?;
-    let axes = Axes {
-        train_keys: open.set.train_examples().keys(),
-        test_keys: open.set.test_examples().keys(),
-    };
-    let device: Device = device.parse()?;
-    let rate = reference.curriculum.mean_learning_rate();
-    let rate = rate.with_context(|| format!("run {} has no learning rates", reference.id))?;
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-    let params = GradientParams::new(rate).threads(threads);
-    let checkpoints = checkpoints(open, reference)?;
-    let (_, last) = checkpoints
-        .last()
-        .context("the reference run has checkpoints")?;
-    let open_model =
-        |path: &Path| -> Result<Transformer> { Ok(Transformer::open(&weights_in(path)?, device)?) };
-    let at_the_end = || open_model(last);
-    let identity = &Metric::Identity;
-    let mut scores = match method {
-        AttributionMethod::Graddot | AttributionMethod::Gradcos => {
-            let of = Attributed {
-                model: &at_the_end()?,
-                train: &train,
-                test: &test,
-                axes: &axes,
-            };
-            match method {
-                AttributionMethod::Gradcos => {
-                    GradCos::new(params)?.scores(&of, identity, progress)?
-                }
-                _ => GradDot::new(params)?.scores(&of, identity, false, progress)?,
-            }
-        }
-        AttributionMethod::TracinCp => {
-            let checkpoints = checkpoints.iter().map(|(learning_rate, path)| {
-                anyhow::Ok(Checkpoint {
-                    model: open_model(path)?,
-                    learning_rate: *learning_rate,
-                    metric: Metric::Identity,
-                })
-            });
-            let method = TracinCp::new(params)?;
-            method.scores(checkpoints, &train, &test, &axes, false, progress)?
-        }
-        AttributionMethod::LeaveOut => {
-            bail!("leave-out truth comes from retraining, not from checkpoints")
-        }
-    };
-    let id = Value::from(reference.id.clone());
-    scores.provenance.insert("reference_run".into(), id);
-    Ok(scores)
-}
-
 /// The checkpoints of a run that ends with one: the learning rate of their step, and the file.
-fn checkpoints(open: &OpenRuns, run: &Run) -> Result<Vec<(f64, PathBuf)>> {
+pub fn checkpoints(open: &OpenRuns, run: &Run) -> Result<Vec<(f64, PathBuf)>> {
     let files = open.set.checkpoints(&run.id)?;
     let steps = run.curriculum.steps();
     if files.last().map(|(step, _)| *step as usize) != Some(steps.len()) {
@@ -316,8 +247,18 @@ fn checkpoints(open: &OpenRuns, run: &Run) -> Result<Vec<(f64, PathBuf)>> {
         .collect()
 }
 
+/// Steps of the checkpoints that [`checkpoints`] gives.
+pub fn checkpoint_steps(open: &OpenRuns, run: &Run) -> Result<Vec<u32>> {
+    let files = open.set.checkpoints(&run.id)?;
+    Ok(files
+        .into_iter()
+        .map(|(step, _)| step)
+        .filter(|&s| s > 0)
+        .collect())
+}
+
 /// The parameters in a checkpoint, with or without an optimiser's state.
-fn weights_in(path: &Path) -> Result<Weights> {
+pub fn weights_in(path: &Path) -> Result<Weights> {
     let artifact = read_artifact(path)?;
     let weights = match artifact.metadata.get("kind").map(String::as_str) {
         Some("training_state") => Weights::from_training_state(&artifact),

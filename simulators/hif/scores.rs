@@ -5,7 +5,8 @@ use super::params::{
     LissaSettings, Solver,
 };
 use super::solvers::{
-    ConjugateGradients, Krylov, Lissa, SolveError, conjugate_gradients, dense, lanczos, lissa,
+    ConjugateGradients, Krylov, LinearOperator, Lissa, SolveError, conjugate_gradients, dense,
+    lanczos, lissa,
 };
 use crate::attribution::{Attributed, note_cost};
 use rand::{RngExt, SeedableRng};
@@ -20,6 +21,24 @@ use tch::Tensor;
 
 /// Products that look at the spectrum before conjugate gradients and LiSSA.
 const SPECTRUM_ITERATIONS: usize = 30;
+
+/// The curvature, with progress counted in products with vectors.
+struct Watched<'a, 'm, M: Model> {
+    curvature: &'a Curvature<'m, M>,
+    progress: &'a dyn Progress,
+}
+
+impl<M: Model> LinearOperator for Watched<'_, '_, M> {
+    fn times(&self, vectors: &Tensor) -> Tensor {
+        let products = self.curvature.times(vectors);
+        self.progress.advance(vectors.size()[0] as u64);
+        products
+    }
+
+    fn support(&self) -> Tensor {
+        self.curvature.support()
+    }
+}
 
 /// What a solver gave: `g_jᵀ (C + δI)⁻¹ g_i` and how it went.
 struct Solution {
@@ -207,7 +226,14 @@ impl Hif {
     ) -> Result<Solution, HifError> {
         let curvature = self.curvature(of, weights)?;
         let right = per_example_gradients(of.model, of.test)?;
-        let solved = dense(&curvature, |largest| self.damping(largest), &right)?;
+        let watched = Watched {
+            curvature: &curvature,
+            progress,
+        };
+        let parameters = of.model.layout().parameter_count();
+        progress.begin("curvature products", parameters as u64);
+        let solved = dense(&watched, |largest| self.damping(largest), &right)?;
+        progress.end();
         Ok(Solution {
             products: self.against(of, &solved.solution, layers, progress)?,
             report: json!({"damping": solved.damping, "smallest_eigenvalue": solved.smallest,
@@ -221,9 +247,16 @@ impl Hif {
         &self,
         curvature: &Curvature<'_, M>,
         solver: &'static str,
+        progress: &dyn Progress,
     ) -> Result<(Krylov, f64), HifError> {
         let seed = self.params.seed;
-        let krylov = lanczos(curvature, SPECTRUM_ITERATIONS, seed, curvature.kind())?;
+        let watched = Watched {
+            curvature,
+            progress,
+        };
+        progress.begin("curvature products", SPECTRUM_ITERATIONS as u64);
+        let krylov = lanczos(&watched, SPECTRUM_ITERATIONS, seed, curvature.kind())?;
+        progress.end();
         let damping = self.damping(krylov.largest());
         if krylov.smallest() + damping <= 0.0 {
             return Err(SolveError::Indefinite {
@@ -245,13 +278,21 @@ impl Hif {
         progress: &dyn Progress,
     ) -> Result<Solution, HifError> {
         let curvature = self.curvature(of, weights)?;
-        let (krylov, damping) = self.spectrum(&curvature, "conjugate gradients")?;
+        let (krylov, damping) = self.spectrum(&curvature, "conjugate gradients", progress)?;
         let right = per_example_gradients(of.model, of.test)?;
         let settings = ConjugateGradients {
             tolerance: settings.tolerance,
             iterations: settings.iterations,
         };
-        let solved = conjugate_gradients(&curvature, damping, &right, &settings)?;
+        let watched = Watched {
+            curvature: &curvature,
+            progress,
+        };
+        // At most so many, and one to check.
+        let most = (settings.iterations + 1) * of.test.len();
+        progress.begin("curvature products", most as u64);
+        let solved = conjugate_gradients(&watched, damping, &right, &settings)?;
+        progress.end();
         Ok(Solution {
             products: self.against(of, &solved.solution, layers, progress)?,
             report: json!({"damping": damping, "residual": solved.residual,
@@ -270,7 +311,7 @@ impl Hif {
         progress: &dyn Progress,
     ) -> Result<Solution, HifError> {
         let whole = self.curvature(of, weights)?;
-        let (krylov, damping) = self.spectrum(&whole, "LiSSA")?;
+        let (krylov, damping) = self.spectrum(&whole, "LiSSA", progress)?;
         let margin = if settings.batch_size.is_some() {
             2.2
         } else {
@@ -285,8 +326,14 @@ impl Hif {
             repeats: settings.repeats,
             tolerance: settings.tolerance / 10.0,
         };
+        let most = settings.depth * settings.repeats * of.test.len();
+        progress.begin("curvature products", most as u64);
+        let watched = Watched {
+            curvature: &whole,
+            progress,
+        };
         let (solved, more) = match settings.batch_size {
-            None => (recursion.whole(&whole, damping, scale, &right)?, 0),
+            None => (recursion.whole(&watched, damping, scale, &right)?, 0),
             Some(size) => {
                 let parts = self.mini_batches(of, weights, size)?;
                 let mut rng = ChaCha8Rng::seed_from_u64(self.params.seed);
@@ -294,7 +341,10 @@ impl Hif {
                 let order: Vec<usize> = (0..rounds)
                     .map(|_| rng.random_range(0..parts.len()))
                     .collect();
-                let times = |k: usize, x: &Tensor| parts[order[k]].times(x);
+                let times = |k: usize, x: &Tensor| {
+                    progress.advance(x.size()[0] as u64);
+                    parts[order[k]].times(x)
+                };
                 let solved = lissa(&times, false, damping, scale, &right, &recursion)?;
                 (
                     solved,
@@ -302,6 +352,7 @@ impl Hif {
                 )
             }
         };
+        progress.end();
         let back = whole.times(&solved.solution) + &solved.solution * damping - &right;
         let norms = |t: &Tensor| t.norm_scalaropt_dim(2.0, 1, false);
         let residual = (norms(&back) / norms(&right).clamp_min(f64::MIN_POSITIVE))
@@ -360,12 +411,14 @@ impl Hif {
         progress: &dyn Progress,
     ) -> Result<Solution, HifError> {
         let curvature = self.curvature(of, weights)?;
-        let krylov = lanczos(
-            &curvature,
-            settings.iterations,
-            self.params.seed,
-            curvature.kind(),
-        )?;
+        let watched = Watched {
+            curvature: &curvature,
+            progress,
+        };
+        progress.begin("curvature products", settings.iterations as u64);
+        let (seed, kind) = (self.params.seed, curvature.kind());
+        let krylov = lanczos(&watched, settings.iterations, seed, kind)?;
+        progress.end();
         let damping = self.damping(krylov.largest());
         let kept = krylov.dominant(settings.rank);
         let smallest = kept

@@ -10,8 +10,8 @@ use simfluence_models::{
 };
 use tch::Tensor;
 
-/// By how much the exposures may miss the number of steps, relative to it: weights of steps are
-/// recorded as 32-bit floats.
+/// By how much the weights of the training examples may miss a sum of 1: exposures are recorded
+/// as 32-bit floats.
 const SUM_TOLERANCE: f64 = 1e-4;
 /// Curvature below this share of the damping belongs to no minimum that the response could be.
 const LEAST_CURVATURE: f64 = 0.1;
@@ -19,23 +19,24 @@ const LEAST_CURVATURE: f64 = 0.1;
 impl Pbrf {
     /// How the test losses respond to weighing each unit of training examples more.
     ///
-    /// - `exposures`: total exposure `x̄_k` of every training example in the reference run, so
-    ///   that `w_k = x̄_k / T_ref`; not negative, they sum to `T_ref`.
+    /// - `weights`: `w_k`, the share of each training example in the training loss
+    ///   (`x̄_k / T_ref`, its total exposure over the number of steps); not negative, they sum to
+    ///   1.
     ///
     /// The model is left as it was found, also on an error. Progress is counted in units.
     ///
     /// # Errors
-    /// Another number of examples than keys or exposures, exposures out of range, an example that the
+    /// Another number of examples than keys or weights, weights out of range, an example that the
     /// model cannot read, units that are not among the training examples; a minimisation that did
     /// not converge, with the unit and what to change.
     pub fn responses<M: Model>(
         &self,
         of: &Attributed<'_, M>,
-        exposures: &[f64],
+        weights: &[f64],
         units: &Units,
         progress: &dyn Progress,
     ) -> Result<Responses, AttributionError> {
-        let objective = Objective::new(self, of, exposures, units)?;
+        let objective = Objective::new(self, of, weights, units)?;
         let test: Vec<&M::Example> = of.test.iter().collect();
         let test = PreparedExamples::new(of.model, &test, self.params.examples_per_pass);
         let start = test.losses(of.model);
@@ -62,11 +63,11 @@ impl Pbrf {
     pub fn scores<M: Model>(
         &self,
         of: &Attributed<'_, M>,
-        exposures: &[f64],
+        weights: &[f64],
         units: &Units,
         progress: &dyn Progress,
     ) -> Result<Scores, AttributionError> {
-        let responses = self.responses(of, exposures, units, progress)?;
+        let responses = self.responses(of, weights, units, progress)?;
         self.scores_from_responses(&responses, of.axes)
     }
 }
@@ -87,12 +88,10 @@ impl<'a, M: Model> Objective<'a, M> {
     fn new(
         method: &'a Pbrf,
         of: &'a Attributed<'a, M>,
-        exposures: &[f64],
+        weights: &[f64],
         units: &Units,
     ) -> Result<Self, AttributionError> {
-        let steps = f64::from(method.params.reference_steps);
-        check(of, exposures, steps, units)?;
-        let weights: Vec<f64> = exposures.iter().map(|x| x / steps).collect();
+        check(of, weights, units)?;
         tch::set_num_threads(method.params.threads as i32);
         let (model, train) = (of.model, of.train);
         let held: Vec<usize> = (0..train.len()).filter(|&k| weights[k] > 0.0).collect();
@@ -259,8 +258,7 @@ impl<M: Model> Smooth for Weighed<'_, M> {
 
 fn check<M: Model>(
     of: &Attributed<'_, M>,
-    exposures: &[f64],
-    steps: f64,
+    weights: &[f64],
     units: &Units,
 ) -> Result<(), AttributionError> {
     let (train, test) = (of.train, of.test);
@@ -272,23 +270,22 @@ fn check<M: Model>(
         .map_err(|(example, problem)| GradientError::TestExample { example, problem })?;
     let wrong = |expected: String, got: String| {
         AttributionError::Gradients(GradientError::Weights {
-            what: "exposures of the training examples",
+            what: "weights of the training examples",
             expected,
             got,
         })
     };
-    if exposures.len() != train.len() {
-        let got = exposures.len().to_string();
+    if weights.len() != train.len() {
+        let got = weights.len().to_string();
         return Err(wrong(format!("{} of them", train.len()), got));
     }
-    if let Some(k) = exposures.iter().position(|x| !(x.is_finite() && *x >= 0.0)) {
-        let got = format!("{} for example {k}", exposures[k]);
+    if let Some(k) = (weights.iter()).position(|w| !(w.is_finite() && *w >= 0.0)) {
+        let got = format!("{} for example {k}", weights[k]);
         return Err(wrong("finite numbers of at least 0".into(), got));
     }
-    let sum: f64 = exposures.iter().sum();
-    if (sum - steps).abs() > SUM_TOLERANCE * steps {
-        let expected = format!("a sum of {steps}, the steps of the reference run");
-        return Err(wrong(expected, sum.to_string()));
+    let sum: f64 = weights.iter().sum();
+    if (sum - 1.0).abs() > SUM_TOLERANCE {
+        return Err(wrong("a sum of 1".into(), sum.to_string()));
     }
     Ok(())
 }
@@ -326,10 +323,6 @@ mod tests {
             }
         }
 
-        fn exposures(&self) -> Vec<f64> {
-            self.weights.iter().map(|w| w * 10.0).collect()
-        }
-
         /// Decreases `[unit × test]` per unit of weight.
         fn responses(&self, epsilon: f64, central: bool) -> Tensor {
             let of = Attributed {
@@ -347,7 +340,7 @@ mod tests {
             let before = bits(&self.model);
             let found = Pbrf::new(params)
                 .unwrap()
-                .responses(&of, &self.exposures(), &each, &NoProgress)
+                .responses(&of, &self.weights, &each, &NoProgress)
                 .unwrap();
             assert_eq!(bits(&self.model), before);
             assert_eq!(found.solves.len(), if central { 16 } else { 8 });
@@ -504,7 +497,7 @@ mod tests {
         let params = PbrfParams::new(1e-3, 10).damping(0.1).epsilon(Some(1e-3));
         let method = Pbrf::new(params).unwrap();
         let some = Units::alone([1, 3], &axes.train_keys).unwrap();
-        let scores = || method.scores(&of, &[2.0; 5], &some, &NoProgress).unwrap();
+        let scores = || method.scores(&of, &[0.2; 5], &some, &NoProgress).unwrap();
         let found = scores();
         assert_eq!(found.train_keys, ["1", "3"]);
         assert!(
@@ -529,7 +522,7 @@ mod tests {
         let before = bits(&case.model);
         let method = Pbrf::new(PbrfParams::new(1e-3, 10).max_iterations(2)).unwrap();
         let each = Units::each(&of.axes.train_keys).unwrap();
-        let error = method.scores(&of, &case.exposures(), &each, &NoProgress);
+        let error = method.scores(&of, &case.weights, &each, &NoProgress);
         let message = error.unwrap_err().to_string();
         assert!(
             message.starts_with("pbrf: for unit \"0\" the gradient fell to"),
@@ -543,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn exposures_that_are_no_shares_of_the_steps_are_named() {
+    fn weights_that_are_no_shares_are_named() {
         let case = Case::new(&[3, 2], Prediction::Values);
         let of = Attributed {
             model: &case.model,
@@ -553,13 +546,13 @@ mod tests {
         };
         let method = Pbrf::new(PbrfParams::new(1e-3, 10)).unwrap();
         let each = Units::each(&of.axes.train_keys).unwrap();
-        let message = |exposures: &[f64]| {
-            let scores = method.scores(&of, exposures, &each, &NoProgress);
+        let message = |weights: &[f64]| {
+            let scores = method.scores(&of, weights, &each, &NoProgress);
             scores.unwrap_err().to_string()
         };
         assert!(message(&[0.5; 2]).ends_with("expected 8 of them, got 2"));
-        assert!(message(&[0.5; 8]).contains("expected a sum of 10, the steps"));
-        let mut negative = case.exposures();
+        assert!(message(&[0.5; 8]).ends_with("expected a sum of 1, got 4"));
+        let mut negative = case.weights.clone();
         negative[3] = -0.5;
         assert!(message(&negative).ends_with("got -0.5 for example 3"));
     }

@@ -1,39 +1,66 @@
 //! `simfluence attribute`: score training examples with an attribution method.
 
-use crate::cli::{AttributeArgs, AttributionMethod, CompareArgs, LeaveOutArgs};
+use crate::cli::{AttributeArgs, AttributionMethod, CompareArgs, MethodSettings};
+#[cfg(feature = "torch")]
+use crate::cost::measured;
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use simfluence_core::{Fit, Progress, Run, Scores};
 use simfluence_evaluation::SplitRuns;
 use simfluence_recorder::{read_artifact, write_artifact};
 use simfluence_simulators::additive::{FitAdditive, Gain};
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "torch")]
+pub mod ideal;
+#[cfg(feature = "torch")]
+mod replay;
+#[cfg(feature = "torch")]
+mod scoring;
+mod settings;
+
 /// Name of a method, as in files and tables.
-pub fn name(method: AttributionMethod) -> &'static str {
-    match method {
-        AttributionMethod::Graddot => "graddot",
-        AttributionMethod::Gradcos => "gradcos",
-        AttributionMethod::TracinCp => "tracin-cp",
-        AttributionMethod::LeaveOut => "leave-out",
-    }
+pub fn name(method: AttributionMethod) -> String {
+    let value = method.to_possible_value();
+    value.expect("no method is skipped").get_name().to_owned()
+}
+
+/// What is to be scored and how.
+#[cfg_attr(not(feature = "torch"), allow(dead_code))]
+pub struct Request<'a> {
+    /// The method.
+    pub method: AttributionMethod,
+    /// Its settings.
+    pub settings: &'a MethodSettings,
+    /// What a unit of training examples is.
+    pub unit: Option<&'a str>,
+    /// Bytes for gradients.
+    pub memory: Option<usize>,
+    /// Seed of everything drawn.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: &'a str,
 }
 
 /// Runs the subcommand.
 pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
+    settings::check(args)?;
     let open = OpenRuns::read(&args.run_set)?;
     let split = open.split(&args.split)?;
     if args.method == AttributionMethod::LeaveOut {
         return leave_out(args, &open, &split, progress);
     }
-    if args.leave_out != LeaveOutArgs::default() {
-        bail!(
-            "--unit, --seeds, --jobs, --subsets and --fraction are settings of --method leave-out, not of {}",
-            name(args.method)
-        );
-    }
     let reference = reference_run(&open, &split, args.reference_run.as_deref())?;
-    let scores = compute(args.method, &open, reference, &args.device, progress)?;
+    let request = Request {
+        method: args.method,
+        settings: &args.settings,
+        unit: args.leave_out.unit.as_deref(),
+        memory: args.memory_limit,
+        seed: args.split.seed,
+        device: &args.device,
+    };
+    let scores = compute(&request, &open, reference, progress)?;
     let out = match &args.out {
         Some(path) => path.clone(),
         None => kept_scores(&open, args.method)?,
@@ -105,6 +132,12 @@ pub fn cached(
         open.check_keys(&path, &scores.train_keys, &scores.test_keys)?;
         let made_from = scores.provenance.get("reference_run");
         if made_from.and_then(|v| v.as_str()) == Some(&reference.id) {
+            if let Some(settings) = scores.provenance.get("settings") {
+                eprintln!(
+                    "note: the kept scores of {} were made with {settings}",
+                    name(method)
+                );
+            }
             return Ok((scores, true));
         }
     }
@@ -117,7 +150,15 @@ pub fn cached(
             reference.id
         );
     }
-    let scores = compute(method, open, reference, &args.device, progress)?;
+    let request = Request {
+        method,
+        settings: &MethodSettings::default(),
+        unit: None,
+        memory: args.memory_limit,
+        seed: args.split.seed,
+        device: &args.device,
+    };
+    let scores = compute(&request, open, reference, progress)?;
     write_artifact(&path, &scores.to_artifact())?;
     Ok((scores, false))
 }
@@ -158,26 +199,24 @@ pub fn reference_run<'a>(
 }
 
 #[cfg(not(feature = "torch"))]
-fn compute(
-    method: AttributionMethod,
-    _: &OpenRuns,
-    _: &Run,
-    _: &str,
-    _: &dyn Progress,
-) -> Result<Scores> {
-    anyhow::bail!(crate::needs_torch(&format!(
+fn compute(request: &Request<'_>, _: &OpenRuns, _: &Run, _: &dyn Progress) -> Result<Scores> {
+    bail!(crate::needs_torch(&format!(
         "attribute --method {}",
-        name(method)
+        name(request.method)
     )))
 }
 
+/// The scores, with what computing them cost.
 #[cfg(feature = "torch")]
 fn compute(
-    method: AttributionMethod,
+    request: &Request<'_>,
     open: &OpenRuns,
     reference: &Run,
-    device: &str,
     progress: &dyn Progress,
 ) -> Result<Scores> {
-    crate::train::scores(method, open, reference, device, progress)
+    let (scores, cost) = measured(|| scoring::scores(request, open, reference, progress));
+    let mut scores = scores?;
+    let note = serde_json::json!({"seconds": cost.seconds, "peak_bytes": cost.peak_bytes});
+    scores.provenance.insert("cost".into(), note);
+    Ok(scores)
 }

@@ -1,0 +1,426 @@
+//! Scores of every attribution method from a model's gradients, losses and curvature.
+
+use super::Request;
+use super::replay::{Preconditioners, preconditioners};
+use crate::cli::{AttributionMethod, CurvatureArg, LabelsArg, MethodSettings, OptimizerArg};
+use crate::runs::OpenRuns;
+use crate::train::{BaseModel, checkpoints, weights_in};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use simfluence_core::{Optimizer, Progress, Run, Scores};
+use simfluence_models::{Device, Metric, TokenizedExample, Transformer};
+use simfluence_recorder::write_artifact;
+use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
+use simfluence_simulators::empirical::{Empirical, EmpiricalParams};
+use simfluence_simulators::gradcos::GradCos;
+use simfluence_simulators::graddot::GradDot;
+use simfluence_simulators::hif::{
+    Arnoldi, ConjugateGradientSettings, Curved, DampingParam, Drawn, Factored, Hif, HifParams,
+    LissaSettings, Solver,
+};
+use simfluence_simulators::pbrf::{Pbrf, PbrfParams};
+use simfluence_simulators::tracin::{Checkpoint, TracinCp};
+use simfluence_simulators::units::Units;
+use simfluence_simulators::untrac::{UnlearningParams, Untrac, UntracInv};
+use std::path::{Path, PathBuf};
+
+use AttributionMethod as Method;
+
+/// Everything that scoring needs of a run set.
+struct Scoring<'a> {
+    open: &'a OpenRuns,
+    reference: &'a Run,
+    request: &'a Request<'a>,
+    train: Vec<TokenizedExample>,
+    test: Vec<TokenizedExample>,
+    axes: Axes,
+    /// Learning rate and file of each checkpoint.
+    checkpoints: Vec<(f64, PathBuf)>,
+    device: Device,
+    params: GradientParams,
+    progress: &'a dyn Progress,
+}
+
+/// The scores that are asked for, from the checkpoints of a run.
+pub fn scores(
+    request: &Request<'_>,
+    open: &OpenRuns,
+    reference: &Run,
+    progress: &dyn Progress,
+) -> Result<Scores> {
+    let model = BaseModel::load(&open.set)?;
+    let rate = reference.curriculum.mean_learning_rate();
+    let rate = rate.with_context(|| format!("run {} has no learning rates", reference.id))?;
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let mut params = GradientParams::new(rate).threads(threads);
+    if let Some(memory) = request.memory {
+        params = params.memory(memory);
+    }
+    let scoring = Scoring {
+        open,
+        reference,
+        request,
+        train: model.tokens(open.set.train_examples())?,
+        test: model.tokens(open.set.test_examples())?,
+        axes: Axes {
+            train_keys: open.set.train_examples().keys(),
+            test_keys: open.set.test_examples().keys(),
+        },
+        checkpoints: checkpoints(open, reference)?,
+        device: request.device.parse()?,
+        params,
+        progress,
+    };
+    let mut scores = scoring.scores()?;
+    let entries = [
+        ("reference_run", json!(reference.id)),
+        ("seed", json!(request.seed)),
+        ("threads", json!(threads)),
+    ];
+    for (entry, value) in entries {
+        scores.provenance.insert(entry.into(), value);
+    }
+    let note = settings_note(request.settings, request.unit);
+    if note.as_object().is_some_and(|entries| !entries.is_empty()) {
+        scores.provenance.insert("settings".into(), note);
+    }
+    Ok(scores)
+}
+
+impl Scoring<'_> {
+    fn scores(&self) -> Result<Scores> {
+        match self.request.method {
+            Method::Graddot | Method::GraddotPreconditioned => self.graddot(),
+            Method::Gradcos | Method::GradcosPreconditioned => self.gradcos(),
+            Method::TracinCp | Method::TracinCpPreconditioned => self.tracin_cp(),
+            Method::HifExact
+            | Method::HifCg
+            | Method::HifLissa
+            | Method::HifArnoldi
+            | Method::HifEkfac
+            | Method::HifKfac
+            | Method::HifDiagonal => self.hif(),
+            Method::Untrac => self.untrac(),
+            Method::UntracInv => self.untrac_inv(),
+            Method::Empirical => self.empirical(),
+            Method::Pbrf => self.pbrf(),
+            Method::LeaveOut => {
+                bail!("leave-out truth comes from retraining, not from checkpoints")
+            }
+        }
+    }
+
+    fn settings(&self) -> &MethodSettings {
+        self.request.settings
+    }
+
+    fn open_model(&self, path: &Path) -> Result<Transformer> {
+        Ok(Transformer::open(&weights_in(path)?, self.device)?)
+    }
+
+    /// The model at the end of the reference run.
+    fn last_model(&self) -> Result<Transformer> {
+        let (_, last) = self
+            .checkpoints
+            .last()
+            .context("the reference run has no checkpoints")?;
+        self.open_model(last)
+    }
+
+    fn of<'m>(&'m self, model: &'m Transformer) -> Attributed<'m, Transformer> {
+        Attributed {
+            model,
+            train: &self.train,
+            test: &self.test,
+            axes: &self.axes,
+        }
+    }
+
+    fn is_preconditioned(&self) -> bool {
+        matches!(
+            self.request.method,
+            Method::GraddotPreconditioned
+                | Method::GradcosPreconditioned
+                | Method::TracinCpPreconditioned
+        )
+    }
+
+    fn preconditioners(&self) -> Result<Preconditioners> {
+        if !self.is_preconditioned() {
+            return Ok(Preconditioners::default());
+        }
+        preconditioners(self.open, self.reference, self.device, self.progress)
+    }
+
+    fn metric_at(&self, step: u32, preconditioners: &mut Preconditioners) -> Result<Metric> {
+        if !self.is_preconditioned() {
+            return Ok(Metric::Identity);
+        }
+        preconditioners.take(step).with_context(|| {
+            format!(
+                "run {}: no preconditioner after step {step}",
+                self.reference.id
+            )
+        })
+    }
+
+    fn graddot(&self) -> Result<Scores> {
+        let model = self.last_model()?;
+        let last = self.reference.curriculum.len() as u32;
+        let metric = self.metric_at(last, &mut self.preconditioners()?)?;
+        let method = GradDot::new(self.params)?;
+        let layers = self.settings().layers;
+        Ok(method.scores(&self.of(&model), &metric, layers, self.progress)?)
+    }
+
+    fn gradcos(&self) -> Result<Scores> {
+        let model = self.last_model()?;
+        let last = self.reference.curriculum.len() as u32;
+        let metric = self.metric_at(last, &mut self.preconditioners()?)?;
+        let method = GradCos::new(self.params)?;
+        Ok(method.scores(&self.of(&model), &metric, self.progress)?)
+    }
+
+    fn tracin_cp(&self) -> Result<Scores> {
+        let mut preconditioners = self.preconditioners()?;
+        let steps = crate::train::checkpoint_steps(self.open, self.reference)?;
+        let checkpoints = self
+            .checkpoints
+            .iter()
+            .zip(steps)
+            .map(|((rate, path), step)| {
+                anyhow::Ok(Checkpoint {
+                    model: self.open_model(path)?,
+                    learning_rate: *rate,
+                    metric: self.metric_at(step, &mut preconditioners)?,
+                })
+            });
+        TracinCp::new(self.params)?.scores(
+            checkpoints,
+            &self.train,
+            &self.test,
+            &self.axes,
+            self.settings().layers,
+            self.progress,
+        )
+    }
+
+    fn hif(&self) -> Result<Scores> {
+        let model = self.last_model()?;
+        let settings = self.settings();
+        let mut params = HifParams::new(self.params, self.solver());
+        params.seed = self.request.seed;
+        if settings.curvature == Some(CurvatureArg::Hessian) {
+            params.curvature = Curved::Hessian;
+        }
+        if let Some(damping) = settings.damping {
+            params.damping = DampingParam::Absolute(damping);
+        }
+        if let Some(factor) = settings.relative_damping {
+            params.damping = DampingParam::Relative(factor);
+        }
+        let method = Hif::new(params)?;
+        let exposures = (self.reference.curriculum).total_exposure(self.train.len());
+        let steps = self.reference.curriculum.len();
+        let of = self.of(&model);
+        Ok(method.scores(&of, &exposures, steps, settings.layers, self.progress)?)
+    }
+
+    fn solver(&self) -> Solver {
+        let s = self.settings();
+        let count = |given: Option<u32>, default: usize| given.map_or(default, |n| n as usize);
+        let drawn = match s.labels {
+            None | Some(LabelsArg::Sampled) => Drawn::Sampled(s.draws.unwrap_or(1)),
+            Some(LabelsArg::Given) => Drawn::Given,
+            Some(LabelsArg::Expected) => Drawn::Expected,
+        };
+        match self.request.method {
+            Method::HifCg => Solver::ConjugateGradients(ConjugateGradientSettings {
+                tolerance: s.tolerance.unwrap_or(1e-3),
+                iterations: count(s.iterations, 200),
+            }),
+            Method::HifLissa => Solver::Lissa(LissaSettings {
+                depth: count(s.depth, 500),
+                repeats: count(s.repeats, 1),
+                batch_size: s.batch_size.map(|n| n as usize),
+                scale: s.scale,
+                tolerance: s.tolerance.unwrap_or(0.1),
+            }),
+            Method::HifArnoldi => {
+                let iterations = count(s.iterations, 60);
+                Solver::Arnoldi(Arnoldi {
+                    iterations,
+                    rank: count(s.rank, iterations.min(30)),
+                })
+            }
+            Method::HifEkfac => Solver::Factored(Factored::Ekfac(drawn)),
+            Method::HifKfac => Solver::Factored(Factored::Kfac(drawn)),
+            Method::HifDiagonal => Solver::Factored(Factored::Diagonal(drawn)),
+            _ => Solver::Exact,
+        }
+    }
+
+    fn optimizer(&self) -> Optimizer {
+        let sgd = |momentum| Optimizer::Sgd {
+            momentum,
+            dampening: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+        };
+        match self.settings().optimizer.unwrap_or(OptimizerArg::Adam) {
+            OptimizerArg::Sgd => sgd(0.0),
+            OptimizerArg::Momentum => sgd(0.9),
+            OptimizerArg::Rmsprop => Optimizer::Rmsprop {
+                alpha: 0.99,
+                eps: 1e-8,
+                momentum: 0.0,
+                weight_decay: 0.0,
+            },
+            OptimizerArg::Adam => Optimizer::Adam {
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.0,
+            },
+            OptimizerArg::Adafactor => Optimizer::Adafactor {
+                beta2_decay: -0.8,
+                eps1: f64::from(f32::EPSILON),
+                eps2: 1e-3,
+                d: 1.0,
+                weight_decay: 0.0,
+            },
+        }
+    }
+
+    fn unlearning(&self, defaults: UnlearningParams) -> UnlearningParams {
+        let s = self.settings();
+        let mut params = defaults
+            .optimizer(self.optimizer())
+            .seed(self.request.seed)
+            .threads(self.params.threads);
+        if let Some(rate) = s.learning_rate {
+            params = params.learning_rate(rate);
+        }
+        if let Some(size) = s.batch_size {
+            params = params.batch_size(Some(size as usize));
+        }
+        if let Some(epochs) = s.epochs {
+            params = params.epochs(epochs);
+        }
+        params
+    }
+
+    /// Units of the training examples, all examples that the reference run trained on or not.
+    fn train_units(&self, default: &str) -> Result<Units> {
+        let examples = self.open.set.train_examples();
+        Ok(match self.request.unit.unwrap_or(default) {
+            "example" => Units::each(&self.axes.train_keys)?,
+            column => {
+                if examples
+                    .as_slice()
+                    .iter()
+                    .any(|e| e.column(column).is_none())
+                {
+                    bail!("--unit {column}: not every training example has such a column");
+                }
+                Units::by(examples, column)?
+            }
+        })
+    }
+
+    fn untrac(&self) -> Result<Scores> {
+        let model = self.last_model()?;
+        let rate = self.params.reference_learning_rate;
+        let method = Untrac::new(self.unlearning(UnlearningParams::untrac(rate)))?;
+        let units = self.train_units("dataset")?;
+        let curves = method.curves(&self.of(&model), &units, self.progress)?;
+        if let Some(path) = &self.settings().curves {
+            write_artifact(path, &curves.to_artifact())?;
+        }
+        Ok(method.scores_from_curves(&curves, &self.axes, None)?)
+    }
+
+    fn untrac_inv(&self) -> Result<Scores> {
+        let model = self.last_model()?;
+        let rate = self.params.reference_learning_rate;
+        let method = UntracInv::new(self.unlearning(UnlearningParams::untrac_inv(rate)))?;
+        let units = match self.settings().test_unit.as_deref().unwrap_or("dataset") {
+            "example" => Units::each(&self.axes.test_keys)?,
+            column => Units::by(self.open.set.test_examples(), column)?,
+        };
+        let curves = method.curves(&self.of(&model), &units, self.progress)?;
+        if let Some(path) = &self.settings().curves {
+            write_artifact(path, &curves.to_artifact())?;
+        }
+        Ok(method.scores_from_curves(&curves, &self.axes, None)?)
+    }
+
+    fn empirical(&self) -> Result<Scores> {
+        let model = self.last_model()?;
+        let s = self.settings();
+        let mut params = EmpiricalParams::new(self.params.reference_learning_rate)
+            .optimizer(self.optimizer())
+            .threads(self.params.threads);
+        if let Some(rate) = s.learning_rate {
+            params = params.learning_rate(rate);
+        }
+        if let Some(steps) = s.steps {
+            params = params.steps(steps);
+        }
+        let units = self.train_units("example")?;
+        Ok(Empirical::new(params)?.scores(&self.of(&model), &units, self.progress)?)
+    }
+
+    fn pbrf(&self) -> Result<Scores> {
+        let model = self.last_model()?;
+        let s = self.settings();
+        let steps = self.reference.curriculum.len();
+        let mut params = PbrfParams::new(self.params.reference_learning_rate, steps as u32)
+            .threads(self.params.threads);
+        if let Some(damping) = s.damping {
+            params = params.damping(damping);
+        }
+        if let Some(tolerance) = s.tolerance {
+            params = params.tolerance(tolerance);
+        }
+        if let Some(iterations) = s.iterations {
+            params = params.max_iterations(iterations);
+        }
+        let exposures = (self.reference.curriculum).total_exposure(self.train.len());
+        let weights: Vec<f64> = exposures.iter().map(|x| x / steps as f64).collect();
+        let units = self.train_units("dataset")?;
+        let of = self.of(&model);
+        Ok(Pbrf::new(params)?.scores(&of, &weights, &units, self.progress)?)
+    }
+}
+
+/// What decides scores besides the method and the run: kept with them, so that others are not
+/// mistaken for them.
+fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
+    let text = |v: Option<String>| v.map_or(Value::Null, Value::from);
+    let debug = |v: Option<&dyn std::fmt::Debug>| text(v.map(|v| format!("{v:?}").to_lowercase()));
+    let mut note = json!({
+        "curvature": debug(settings.curvature.as_ref().map(|v| v as _)),
+        "damping": settings.damping,
+        "relative_damping": settings.relative_damping,
+        "tolerance": settings.tolerance,
+        "iterations": settings.iterations,
+        "rank": settings.rank,
+        "depth": settings.depth,
+        "repeats": settings.repeats,
+        "scale": settings.scale,
+        "labels": debug(settings.labels.as_ref().map(|v| v as _)),
+        "draws": settings.draws,
+        "optimizer": debug(settings.optimizer.as_ref().map(|v| v as _)),
+        "learning_rate": settings.learning_rate,
+        "batch_size": settings.batch_size,
+        "epochs": settings.epochs,
+        "steps": settings.steps,
+        "test_unit": settings.test_unit,
+        "unit": unit,
+    });
+    if let Some(entries) = note.as_object_mut() {
+        entries.retain(|_, value| !value.is_null());
+    }
+    note
+}

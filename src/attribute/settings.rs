@@ -1,0 +1,110 @@
+//! Which settings belong to which method.
+
+use super::name;
+use crate::cli::{AttributeArgs, AttributionMethod, LeaveOutArgs, MethodSettings};
+use anyhow::{Result, bail};
+
+use AttributionMethod::*;
+
+const GRADIENTS: &[AttributionMethod] = &[
+    Graddot,
+    GraddotPreconditioned,
+    TracinCp,
+    TracinCpPreconditioned,
+    HifExact,
+    HifCg,
+    HifLissa,
+    HifArnoldi,
+    HifEkfac,
+    HifKfac,
+    HifDiagonal,
+];
+const ITERATIVE: &[AttributionMethod] = &[HifExact, HifCg, HifLissa, HifArnoldi];
+const FACTORED: &[AttributionMethod] = &[HifEkfac, HifKfac, HifDiagonal];
+const INFLUENCE: &[AttributionMethod] = &[
+    HifExact,
+    HifCg,
+    HifLissa,
+    HifArnoldi,
+    HifEkfac,
+    HifKfac,
+    HifDiagonal,
+];
+const DAMPED: &[AttributionMethod] = &[
+    HifExact,
+    HifCg,
+    HifLissa,
+    HifArnoldi,
+    HifEkfac,
+    HifKfac,
+    HifDiagonal,
+    Pbrf,
+];
+const UNLEARNING: &[AttributionMethod] = &[Untrac, UntracInv];
+const WALKING: &[AttributionMethod] = &[Untrac, UntracInv, Empirical];
+
+/// Fails if a setting is given that the method does not have.
+pub fn check(args: &AttributeArgs) -> Result<()> {
+    for (setting, is_given, methods) in given(&args.settings, &args.leave_out) {
+        if is_given && !methods.contains(&args.method) {
+            let owners: Vec<String> = methods.iter().map(|m| name(*m)).collect();
+            bail!(
+                "{setting} is a setting of {}, not of {}",
+                owners.join(", "),
+                name(args.method)
+            );
+        }
+    }
+    Ok(())
+}
+
+type Setting = (&'static str, bool, &'static [AttributionMethod]);
+
+fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
+    vec![
+        ("--layers", s.layers, GRADIENTS),
+        ("--curvature", s.curvature.is_some(), ITERATIVE),
+        ("--damping", s.damping.is_some(), DAMPED),
+        (
+            "--relative-damping",
+            s.relative_damping.is_some(),
+            INFLUENCE,
+        ),
+        (
+            "--tolerance",
+            s.tolerance.is_some(),
+            &[HifCg, HifLissa, Pbrf],
+        ),
+        (
+            "--iterations",
+            s.iterations.is_some(),
+            &[HifCg, HifArnoldi, Pbrf],
+        ),
+        ("--rank", s.rank.is_some(), &[HifArnoldi]),
+        ("--depth", s.depth.is_some(), &[HifLissa]),
+        ("--repeats", s.repeats.is_some(), &[HifLissa]),
+        ("--scale", s.scale.is_some(), &[HifLissa]),
+        ("--labels", s.labels.is_some(), FACTORED),
+        ("--draws", s.draws.is_some(), FACTORED),
+        ("--optimizer", s.optimizer.is_some(), WALKING),
+        ("--learning-rate", s.learning_rate.is_some(), WALKING),
+        (
+            "--batch-size",
+            s.batch_size.is_some(),
+            &[Untrac, UntracInv, HifLissa],
+        ),
+        ("--epochs", s.epochs.is_some(), UNLEARNING),
+        ("--steps", s.steps.is_some(), &[Empirical]),
+        ("--test-unit", s.test_unit.is_some(), &[UntracInv]),
+        ("--curves", s.curves.is_some(), UNLEARNING),
+        (
+            "--unit",
+            l.unit.is_some(),
+            &[LeaveOut, Untrac, Empirical, Pbrf],
+        ),
+        ("--seeds", l.seeds.is_some(), &[LeaveOut]),
+        ("--jobs", l.jobs.is_some(), &[LeaveOut]),
+        ("--subsets", l.subsets.is_some(), &[LeaveOut]),
+        ("--fraction", l.fraction.is_some(), &[LeaveOut]),
+    ]
+}
