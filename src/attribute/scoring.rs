@@ -374,7 +374,10 @@ impl Scoring<'_> {
     }
 
     fn pbrf(&self) -> Result<Scores> {
-        let model = self.last_model()?;
+        // 32 bits do not resolve the minimum on a model that fits well.
+        let (_, last) =
+            (self.checkpoints.last()).context("the reference run has no checkpoints")?;
+        let model = Transformer::open_double(&weights_in(last)?, self.device)?;
         let s = self.settings();
         let steps = self.reference.curriculum.len();
         let mut params = PbrfParams::new(self.params.reference_learning_rate, steps as u32)

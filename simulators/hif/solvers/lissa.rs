@@ -35,7 +35,9 @@ const LOOK_EVERY: usize = 10;
 
 /// Estimates `(C + δI)⁻¹ v` for every row of `vectors`:
 ///
-///     r_0 = v,   r_{k+1} = v + r_k − (C_k r_k + δ r_k) / σ,   x = r / σ
+/// ```text
+/// r_0 = v,   r_{k+1} = v + r_k − (C_k r_k + δ r_k) / σ,   x = r / σ
+/// ```
 ///
 /// with `C_k` the curvature of mini-batch `k` (`operators`, taken in turn, `repeat · depth + k`)
 /// and `σ` the `scale`, above half of the largest eigenvalue of every `C_k + δI`.
@@ -97,7 +99,9 @@ impl Lissa {
     /// [`lissa`] with the whole matrix `A = C + δI` at every term, until the relative residual is
     /// within the tolerance:
     ///
-    ///     x ← x + M (v − A x),   M = Σ_k u_k u_kᵀ / (λ_k + δ) + (I − Σ_k u_k u_kᵀ) / σ
+    /// ```text
+    /// x ← x + M (v − A x),   M = Σ_k u_k u_kᵀ / (λ_k + δ) + (I − Σ_k u_k u_kᵀ) / σ
+    /// ```
     ///
     /// from `x = M v`. Without Ritz pairs it is LiSSA's recursion, `x = r / σ`. With them
     /// (*deflation*) the dominant directions are solved at once, and only what lies outside of
