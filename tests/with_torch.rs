@@ -502,6 +502,6 @@ fn every_attribution_method_scores_a_run_set_and_stands_in_the_comparison() {
             "json",
         ],
     );
-    assert_eq!(report["provenance"]["settings"]["labels"], "given");
+    assert_eq!(report["provenance"]["options"]["labels"], "given");
     assert!(report["layers"]["layers"].as_array().unwrap().len() > 5);
 }

@@ -82,7 +82,7 @@ pub fn scores(
     }
     let note = settings_note(request.settings, request.unit);
     if note.as_object().is_some_and(|entries| !entries.is_empty()) {
-        scores.provenance.insert("settings".into(), note);
+        scores.provenance.insert("options".into(), note);
     }
     Ok(scores)
 }
