@@ -473,6 +473,9 @@ pub struct MethodSettings {
     /// empirical: steps on each example (default 1).
     #[arg(long, value_name = "K")]
     pub steps: Option<u32>,
+    /// empirical: start from the base model instead of the end of the reference run.
+    #[arg(long)]
+    pub from_base: bool,
     /// untrac-inv: `dataset` (default) unlearns each test dataset as one, `example` each test
     /// example alone.
     #[arg(long, value_name = "UNIT")]

@@ -202,11 +202,11 @@ fn print(scores: &Scores, report: &Report) {
             extremes.group
         );
         for (title, rows) in [
-            ("lower its loss most", &extremes.lowering),
-            ("raise it most", &extremes.raising),
+            ("largest", &extremes.lowering),
+            ("smallest", &extremes.raising),
         ] {
             let rows: Vec<String> = rows.iter().map(|(k, v)| format!("{k} {v:.3e}")).collect();
-            println!("  {title:20} {}", rows.join(", "));
+            println!("  {title:9} {}", rows.join(", "));
         }
     }
 }

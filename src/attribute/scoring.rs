@@ -358,8 +358,11 @@ impl Scoring<'_> {
     }
 
     fn empirical(&self) -> Result<Scores> {
-        let model = self.last_model()?;
         let s = self.settings();
+        let model = match s.from_base {
+            true => Transformer::open(&BaseModel::load(&self.open.set)?.weights, self.device)?,
+            false => self.last_model()?,
+        };
         let mut params = EmpiricalParams::new(self.params.reference_learning_rate)
             .optimizer(self.optimizer())
             .threads(self.params.threads);
@@ -423,6 +426,7 @@ fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
         "batch_size": settings.batch_size,
         "epochs": settings.epochs,
         "steps": settings.steps,
+        "from_base": settings.from_base.then_some(true),
         "test_unit": settings.test_unit,
         "unit": unit,
     });

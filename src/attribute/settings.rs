@@ -97,6 +97,7 @@ fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
         ),
         ("--epochs", s.epochs.is_some(), UNLEARNING),
         ("--steps", s.steps.is_some(), &[Empirical]),
+        ("--from-base", s.from_base, &[Empirical]),
         ("--test-unit", s.test_unit.is_some(), &[UntracInv]),
         ("--curves", s.curves.is_some(), UNLEARNING),
         (
