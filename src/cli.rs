@@ -30,6 +30,8 @@ pub enum Command {
     Fit(FitArgs),
     /// Score training examples with an attribution method.
     Attribute(AttributeArgs),
+    /// Show what is in a file of scores: distribution, layers, probes, extremes.
+    Report(ReportArgs),
     /// Simulate a curriculum.
     Simulate(SimulateArgs),
     /// Edit a recorded run's curriculum and show what would have happened.
@@ -447,15 +449,19 @@ pub struct MethodSettings {
     /// diagonal to the mean eigenvalue of each layer (default 0.1).
     #[arg(long, value_name = "FACTOR")]
     pub relative_damping: Option<f64>,
-    /// hif-cg, hif-lissa, pbrf: largest relative residual (defaults 1e-3, 0.1, 1e-3).
+    /// hif-cg, hif-lissa, pbrf: largest relative residual (defaults 1e-3, 0.01, 1e-4).
     #[arg(long, value_name = "RESIDUAL")]
     pub tolerance: Option<f64>,
-    /// hif-cg, hif-arnoldi, pbrf: most iterations (defaults 200, 60, 2000).
+    /// hif-cg, hif-arnoldi, pbrf: most iterations (defaults 200, 30, 2000).
     #[arg(long, value_name = "N")]
     pub iterations: Option<u32>,
-    /// hif-arnoldi: Ritz pairs kept (default 30).
+    /// hif-arnoldi: Ritz pairs kept (default 20).
     #[arg(long, value_name = "N")]
     pub rank: Option<u32>,
+    /// hif-arnoldi: count the curvature outside of the Ritz pairs' space as 0 instead of leaving
+    /// what lies there out.
+    #[arg(long)]
+    pub complement: bool,
     /// hif-lissa: terms of the series (default 500).
     #[arg(long, value_name = "N")]
     pub depth: Option<u32>,
@@ -465,6 +471,9 @@ pub struct MethodSettings {
     /// hif-lissa: divisor of the curvature (default: from its largest Ritz value).
     #[arg(long, value_name = "SIGMA")]
     pub scale: Option<f64>,
+    /// hif-lissa: the published recursion, without solving the dominant directions at once.
+    #[arg(long)]
+    pub no_deflation: bool,
     /// hif-ekfac, -kfac, -diagonal: labels of the gradients (default: sampled).
     #[arg(long, value_enum)]
     pub labels: Option<LabelsArg>,
@@ -488,6 +497,9 @@ pub struct MethodSettings {
     /// empirical: steps on each example (default 1).
     #[arg(long, value_name = "K")]
     pub steps: Option<u32>,
+    /// empirical: start from the base model instead of the end of the reference run.
+    #[arg(long)]
+    pub from_base: bool,
     /// untrac-inv: `dataset` (default) unlearns each test dataset as one, `example` each test
     /// example alone.
     #[arg(long, value_name = "UNIT")]
@@ -521,6 +533,30 @@ pub struct LeaveOutArgs {
     /// Share of the run's training examples that a subset keeps (default: 0.5).
     #[arg(long, value_name = "SHARE", requires = "subsets")]
     pub fraction: Option<f64>,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence report number-runs number-runs/scores/tracin-cp.safetensors\n  simfluence report number-runs number-runs/scores/hif-ekfac.safetensors --plots pictures"
+)]
+pub struct ReportArgs {
+    /// Folder of the run set whose examples the scores are of.
+    pub run_set: PathBuf,
+    /// The scores (safetensors), as `attribute` writes them.
+    pub scores: PathBuf,
+    /// Group examples by this column.
+    #[arg(long, value_name = "COLUMN", default_value = "dataset")]
+    pub group_by: String,
+    /// Folder for the pictures.
+    #[arg(long, value_name = "FOLDER")]
+    pub plots: Option<PathBuf>,
+    /// Seed of the bootstrap.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How the report is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// Arguments of `simulate`.

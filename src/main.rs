@@ -17,6 +17,7 @@ mod leave_out_report;
 mod plan;
 mod progress;
 mod record;
+mod report;
 mod runs;
 mod simulate;
 #[cfg(feature = "torch")]
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Fit(args) => fit::run(args, &progress),
         Command::Attribute(args) => attribute::run(args, &progress),
+        Command::Report(args) => report::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Whatif(args) => whatif::run(args, &progress),
         Command::Compare(args) => compare::run(args, &progress),

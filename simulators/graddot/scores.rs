@@ -9,7 +9,7 @@ impl GradDot {
     /// The scores of every training example for every test example.
     ///
     /// - `metric`: [`Metric::Identity`], or the optimiser's own preconditioner
-    ///   ([`simfluence_models::preconditioner`]) for the optimiser-aware scores.
+    ///   ([`simfluence_models::Updater::preconditioner`]) for the optimiser-aware scores.
     /// - `layers`: whether to give the scores of each layer, too.
     ///
     /// # Errors

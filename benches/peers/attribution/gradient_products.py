@@ -25,16 +25,17 @@ class SumOfExampleLosses(nn.Module):
 
 def captum_tracin(model, train, test, batch):
     """TracInCP with one checkpoint; per-example gradients by a backward pass per example, the only
-    way it has for models with embeddings and norms. All test gradients are kept at once."""
+    way it has for models with embeddings and norms. Each of these passes goes through the graph of
+    its whole batch, so large batches cost more; the test examples are loaded one by one. All test
+    gradients are kept at once."""
     from captum.influence import TracInCP
 
-    # captum takes a plain function with the losses of the examples.
     tracin = TracInCP(
         model, TensorDataset(*train), ["as it is"], checkpoints_load_func=lambda *_: 1.0,
         loss_fn=models.example_losses, batch_size=batch,
     )
     with Stopwatch() as watch:
-        scores = tracin.influence(test)
+        scores = tracin.influence(DataLoader(TensorDataset(*test), batch_size=1))
     return {"scores": (watch.result, {"batch": batch}, scores.detach().T)}
 
 
@@ -82,8 +83,11 @@ def dattri_task(model):
     return AttributionTask(loss_func=loss, model=model, checkpoints=state)
 
 
-def dattri_tracin(model, train, test, batch):
-    """TracInAttributor without projection; test gradients are formed again per training batch."""
+def dattri_tracin(model, train, test, batch, test_batch):
+    """TracInAttributor without projection; test gradients are formed again per training batch.
+
+    Inside `torch.no_grad()`: without it dattri keeps the graph of the gradients.
+    """
     from dattri.algorithm.tracin import TracInAttributor
 
     attributor = TracInAttributor(
@@ -93,11 +97,12 @@ def dattri_tracin(model, train, test, batch):
     attributor.projector_kwargs = None
     loaders = (
         DataLoader(TensorDataset(*train), batch_size=batch),
-        DataLoader(TensorDataset(*test), batch_size=len(test[0])),
+        DataLoader(TensorDataset(*test), batch_size=test_batch),
     )
-    with Stopwatch() as watch:
+    with torch.no_grad(), Stopwatch() as watch:
         scores = attributor.attribute(*loaders)
-    return {"scores": (watch.result, {"batch": batch}, scores.detach())}
+    settings = {"batch": batch, "test_batch": test_batch}
+    return {"scores": (watch.result, settings, scores.detach())}
 
 
 def torch_func(model, train, test, batch):

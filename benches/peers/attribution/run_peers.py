@@ -17,7 +17,7 @@ import sys
 
 # name: (model, module, function, settings)
 PEERS = {
-    "decoder_captum_tracin": ("decoder", "gradient_products", "captum_tracin", {"batch": 50}),
+    "decoder_captum_tracin": ("decoder", "gradient_products", "captum_tracin", {"batch": 8}),
     "decoder_kronfluence_identity": (
         "decoder", "gradient_products", "kronfluence_identity", {"batch": 50},
     ),
@@ -25,11 +25,13 @@ PEERS = {
     "decoder_kronfluence_ekfac": (
         "decoder", "kronecker", "kronfluence_ekfac", {"batch": 50, "factor_batch": 25},
     ),
-    "mlp_captum_tracin": ("mlp", "gradient_products", "captum_tracin", {"batch": 500}),
+    "mlp_captum_tracin": ("mlp", "gradient_products", "captum_tracin", {"batch": 20}),
     "mlp_captum_tracin_batched": (
         "mlp", "gradient_products", "captum_tracin_batched", {"batch": 500},
     ),
-    "mlp_dattri_tracin": ("mlp", "gradient_products", "dattri_tracin", {"batch": 500}),
+    "mlp_dattri_tracin": (
+        "mlp", "gradient_products", "dattri_tracin", {"batch": 500, "test_batch": 200},
+    ),
     "mlp_torch_func": ("mlp", "gradient_products", "torch_func", {"batch": 500}),
     "mlp_kronfluence_ekfac": (
         "mlp", "kronecker", "kronfluence_ekfac", {"batch": 500, "factor_batch": 500},

@@ -130,12 +130,12 @@ impl Factors {
         };
         let solved = Tensor::zeros_like(vectors);
         for (factors, inverse) in self.blocks.iter().zip(&inverses) {
+            // A block may be a view of the vectors: nothing is changed in place.
             let mut block = factors.block.cut(vectors);
             if let Some((rows, columns)) = &inverse.rotation {
                 block = rows.transpose(0, 1).matmul(&block).matmul(columns);
             }
-            // Not in place: a block may be a view of the vectors.
-            block = block * &inverse.weights;
+            let mut block = &block * &inverse.weights;
             if let Some((rows, columns)) = &inverse.rotation {
                 block = rows.matmul(&block).matmul(&columns.transpose(0, 1));
             }
