@@ -59,3 +59,113 @@ impl<M: Model> Queries<'_, M> {
         products.chunks(self.count()).flat_map(row).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::attribution::test_support::{axes, dense};
+    use crate::attribution::{Attributed, GradientParams};
+    use crate::hif::{
+        Arnoldi, ConjugateGradientSettings, DampingParam, Drawn, Factored, Hif, HifParams,
+        LissaSettings, Solver,
+    };
+    use crate::units::{Unit, Units};
+    use simfluence_core::{NoProgress, Scores};
+    use simfluence_models::Prediction;
+
+    const STEPS: usize = 5;
+
+    fn solvers() -> [Solver; 5] {
+        [
+            Solver::Exact,
+            Solver::ConjugateGradients(ConjugateGradientSettings {
+                tolerance: 1e-10,
+                iterations: 200,
+            }),
+            Solver::Lissa(LissaSettings {
+                depth: 3000,
+                repeats: 1,
+                batch_size: None,
+                scale: None,
+                tolerance: 1e-8,
+            }),
+            Solver::Arnoldi(Arnoldi {
+                iterations: 12,
+                rank: 6,
+            }),
+            Solver::Factored(Factored::Ekfac(Drawn::Given)),
+        ]
+    }
+
+    /// Scores of 5 training examples: for each of 4 test examples, for units of them, and for
+    /// units with the curvature of 3 drawn training examples.
+    fn scores(solver: Solver, units: &Units) -> [Scores; 3] {
+        let (model, examples) = dense(&[3, 4, 3], Prediction::Classes, 9);
+        let of = Attributed {
+            model: &model,
+            train: &examples[..5],
+            test: &examples[5..],
+            axes: &axes(5, 4),
+        };
+        let mut params = HifParams::new(GradientParams::new(0.1), solver);
+        params.damping = DampingParam::Absolute(0.05);
+        let exposures = [2.0, 1.0, 1.0, 0.5, 0.5];
+        let of_units = |params| {
+            let method = Hif::new(params).unwrap();
+            let scores = method.scores_of_units(&of, units, &exposures, STEPS, true, &NoProgress);
+            scores.unwrap()
+        };
+        let each = Hif::new(params).unwrap();
+        let each = each.scores(&of, &exposures, STEPS, true, &NoProgress);
+        let whole = of_units(params);
+        params.curvature_examples = Some(3);
+        [each.unwrap(), whole, of_units(params)]
+    }
+
+    #[test]
+    fn members_of_a_unit_have_the_mean_of_their_own_scores_with_every_solver() {
+        let unit = |name: &str, members: &[u32]| Unit {
+            name: name.into(),
+            members: members.to_vec(),
+        };
+        let units = Units::new(vec![unit("a", &[3, 0]), unit("b", &[2])]).unwrap();
+        for solver in solvers() {
+            let [each, whole, drawn] = scores(solver, &units);
+            assert_eq!(whole.test_keys, ["0", "2", "3"]);
+            let layers = whole.layers.iter().map(|(_, values)| values);
+            for k in 0..5 {
+                let own = |j: usize| each.values[4 * k + j];
+                let unit = (own(0) + own(3)) / 2.0;
+                let largest = each.values.iter().fold(0.0_f32, |a, v| a.max(v.abs()));
+                for (got, expected) in whole.values[3 * k..].iter().zip([unit, own(2), unit]) {
+                    let difference = (got - expected).abs() / largest;
+                    assert!(difference < 2e-5, "{solver:?}: {got} {expected}");
+                }
+                let sum: f32 = layers.clone().map(|values| values[3 * k]).sum();
+                assert!((sum - whole.values[3 * k]).abs() < 2e-5 * largest);
+            }
+            assert_ne!(drawn.values, whole.values, "{solver:?}");
+        }
+    }
+
+    #[test]
+    fn units_that_are_not_among_the_test_examples_are_named() {
+        let (model, examples) = dense(&[3, 2], Prediction::Classes, 4);
+        let of = Attributed {
+            model: &model,
+            train: &examples[..2],
+            test: &examples[2..],
+            axes: &axes(2, 2),
+        };
+        let units = Units::new(vec![Unit {
+            name: "far".into(),
+            members: vec![7],
+        }]);
+        let method = Hif::new(HifParams::new(GradientParams::new(0.1), Solver::Exact)).unwrap();
+        let scores = method.scores_of_units(&of, &units.unwrap(), &[1.0; 2], 2, false, &NoProgress);
+        let message = scores.unwrap_err().to_string();
+        assert!(
+            message.contains("far") && message.contains('7'),
+            "{message}"
+        );
+    }
+}
