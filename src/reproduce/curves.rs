@@ -6,7 +6,7 @@ use simfluence_evaluation::pearson;
 use simfluence_simulators::curves::{Curve, Direction, LossCurves, UnitAxis};
 
 /// Most points of UnTrac's curves.
-const POINTS: usize = 16;
+const POINTS: usize = 8;
 
 /// After how many steps the losses are measured while units of these sizes are unlearned example
 /// by example: often enough for a curve, at the same shares of every unit's epoch.
@@ -141,9 +141,9 @@ mod tests {
 
     #[test]
     fn losses_are_measured_at_the_same_shares_of_all_epochs() {
-        assert_eq!(curve_every(&[256, 256]), 16);
-        assert_eq!(curve_every(&[100, 100]), 10);
-        assert_eq!(curve_every(&[240, 160, 40]), 4);
+        assert_eq!(curve_every(&[256, 256]), 32);
+        assert_eq!(curve_every(&[100, 100]), 20);
+        assert_eq!(curve_every(&[240, 160, 40]), 5);
         assert_eq!(curve_every(&[7, 5]), 1);
     }
 

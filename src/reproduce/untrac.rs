@@ -162,7 +162,7 @@ fn of_setting(
         .iter()
         .map(|unit| trained(unit, runs[0]))
         .collect();
-    let rows = rows_of(args, setting, curve_every(&sizes));
+    let rows = rows_of(args, setting, groups.tests.len(), curve_every(&sizes));
     eprintln!("setting {}: {} methods", setting.name, rows.len());
     let outcomes = attribute(&work, &runs, &rows, args.jobs as usize, progress)?;
     let report = setting_report(setting, open, &runs, &groups, &truth, &outcomes)?;
@@ -183,9 +183,9 @@ fn trained(unit: &simfluence_simulators::leave_out::Unit, run: &Run) -> usize {
 }
 
 /// What is computed in a setting.
-fn rows_of(args: &ReproduceArgs, setting: &Setting, curve_every: u32) -> Vec<Row> {
+fn rows_of(args: &ReproduceArgs, setting: &Setting, tests: usize, curve_every: u32) -> Vec<Row> {
     let methods = if args.methods.is_empty() {
-        default_methods()
+        default_methods(tests)
     } else {
         args.methods.clone()
     };
