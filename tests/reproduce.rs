@@ -128,7 +128,7 @@ fn the_untrac_experiment_is_computed_once_and_its_tables_hold_what_their_parts_s
         String::from_utf8_lossy(&again.stderr),
     );
     assert!(
-        stderr.contains("0 of 2 runs are still to be recorded"),
+        stderr.contains("0 of 4 runs are still to be recorded"),
         "{stderr}"
     );
     let after = written(&path.join("out/four"));
@@ -144,7 +144,7 @@ fn the_untrac_experiment_is_computed_once_and_its_tables_hold_what_their_parts_s
         match extension {
             "txt" => assert_eq!(kept, stdout),
             "json" => assert_eq!(kept, first),
-            _ => assert_eq!(kept.lines().count(), 1 + (1 + 20) * 2 * 4),
+            _ => assert_eq!(kept.lines().count(), 1 + (1 + 20 + 1 + 4) * 2 * 4),
         }
     }
     for picture in ["influence", "agreement"] {
@@ -166,7 +166,7 @@ fn the_untrac_experiment_is_computed_once_and_its_tables_hold_what_their_parts_s
     let output = simfluence(path, &more);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
-        stderr.contains("1 of 3 runs are still to be recorded"),
+        stderr.contains("2 of 6 runs are still to be recorded"),
         "{stderr}"
     );
     let table = String::from_utf8_lossy(&output.stdout);

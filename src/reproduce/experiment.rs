@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use simfluence_core::design::PlannedRun;
 use simfluence_core::edit::{CurriculumEdit, Fill, Order, apply};
-use simfluence_core::{Curriculum, Examples, RunDesign, Split, Step};
+use simfluence_core::{Curriculum, Examples, RunDesign, ScheduleKind, Split, Step};
 use simfluence_models::TrainingSettings;
 
 /// The number tasks.
@@ -26,17 +26,29 @@ pub struct Setting {
     pub about: &'static str,
     /// Examples of each dataset; `None`: all there are.
     pub sizes: Option<&'static [(&'static str, usize)]>,
+    /// Whether the learning rate decays linearly; else it follows the task's schedule.
+    pub decays: bool,
     /// Whether optimisers and learning rates of unlearning are swept.
     pub is_swept: bool,
 }
 
-/// Four datasets of the same size.
-pub const FOUR: [Setting; 1] = [Setting {
-    name: "four",
-    about: "four number tasks",
-    sizes: None,
-    is_swept: true,
-}];
+/// Four datasets of the same size. The paper does not say how the learning rate went.
+pub const FOUR: [Setting; 2] = [
+    Setting {
+        name: "four",
+        about: "four number tasks",
+        sizes: None,
+        decays: false,
+        is_swept: true,
+    },
+    Setting {
+        name: "four-decayed",
+        about: "four number tasks, learning rate decaying linearly to 0",
+        sizes: None,
+        decays: true,
+        is_swept: false,
+    },
+];
 
 /// Eight datasets of even and of uneven sizes: 800 examples, in proportion to the paper's
 /// appendix A.2. Which dataset is how large was chosen so that relevant and irrelevant ones are
@@ -45,6 +57,7 @@ pub const EIGHT: [Setting; 2] = [
     Setting {
         name: "eight-even",
         about: "four number tasks and four classes of news, even sizes",
+        decays: false,
         sizes: Some(&[
             ("succeed-digits", 100),
             ("succeed-words", 100),
@@ -60,6 +73,7 @@ pub const EIGHT: [Setting; 2] = [
     Setting {
         name: "eight-uneven",
         about: "four number tasks and four classes of news, uneven sizes",
+        decays: false,
         sizes: Some(&[
             ("World", 240),
             ("succeed-words", 160),
@@ -95,6 +109,10 @@ pub fn plan(
         );
     }
     let steps = (members.len() / size) as u32;
+    let mut training = training.clone();
+    if setting.decays {
+        training.schedule.kind = ScheduleKind::Linear;
+    }
     let step = |(batch, t): (&[u32], u32)| {
         Step::new(batch.to_vec(), Some(training.learning_rate_at(t, steps)))
     };
@@ -159,6 +177,12 @@ mod tests {
             assert!(exposure.iter().all(|&x| x == 0.125));
         }
         assert_ne!(plan[0].curriculum, plan[1].curriculum);
+        let rate = |setting| {
+            let plan = super::plan(setting, &prepared.train, &task.training).unwrap();
+            plan[0].curriculum.steps()[127].learning_rate.unwrap()
+        };
+        assert_eq!(rate(&FOUR[0]), 5e-5);
+        assert!(rate(&FOUR[1]) < 1e-6);
     }
 
     #[test]
