@@ -305,7 +305,7 @@ pub enum AttributionError {
     },
     /// A minimisation that did not reach its tolerance.
     #[error(
-        "{method}: for unit {unit:?} the gradient fell to {reached:.1e} of its start in {iterations} iterations, not to the tolerance {tolerance:.1e}; raise max_iterations (now {max_iterations}), the damping (now {damping:e}) or the tolerance, or lower epsilon (now {epsilon:e})"
+        "{method}: for unit {unit:?} the gradient fell to {reached:.1e} of its start in {iterations} iterations, not to the tolerance {tolerance:.1e}; raise max_iterations (now {max_iterations}), the damping (now {damping:e}) or the tolerance, lower epsilon (now {epsilon:e}), or compute in 64-bit floats"
     )]
     NotConverged {
         /// Name of the method.

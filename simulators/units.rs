@@ -12,6 +12,42 @@ pub struct Unit {
     pub members: Vec<u32>,
 }
 
+impl Unit {
+    /// One unit per value of a column (`dataset` or any other), in order of first appearance.
+    /// Examples without the column are in no unit.
+    ///
+    /// ```
+    /// use simfluence_core::{Example, Examples};
+    /// use simfluence_simulators::units::Unit;
+    /// let examples = Examples::new(vec![Example::new("a", "x"), Example::new("b", "y")])?;
+    /// let units = Unit::by_column(&examples, "dataset");
+    /// assert_eq!(units[1], Unit { name: "y".into(), members: vec![1] });
+    /// # Ok::<(), simfluence_core::ExampleError>(())
+    /// ```
+    pub fn by_column(examples: &Examples, column: &str) -> Vec<Self> {
+        let (names, group_of) = examples.groups(column);
+        let mut units: Vec<Self> = names
+            .into_iter()
+            .map(|name| Self {
+                name,
+                members: Vec::new(),
+            })
+            .collect();
+        for (id, example) in examples.as_slice().iter().enumerate() {
+            if example.column(column).is_some() {
+                units[group_of[id]].members.push(id as u32);
+            }
+        }
+        units.retain(|unit| !unit.members.is_empty());
+        units
+    }
+
+    /// One unit per example, named by its key.
+    pub fn each_example(examples: &Examples) -> Vec<Self> {
+        Self::by_column(examples, "key")
+    }
+}
+
 /// Units without a common example. Examples that are in none are left out of the scores.
 ///
 /// ```
@@ -61,20 +97,13 @@ impl Units {
         }
     }
 
-    /// One unit per value of a column (`dataset`, or any other), in order of first appearance.
+    /// One unit per value of a column (`dataset`, or any other), in order of first appearance;
+    /// examples without the column are in none.
     ///
     /// # Errors
-    /// There is no example.
+    /// No example has such a column.
     pub fn by(examples: &Examples, column: &str) -> Result<Self, UnitsError> {
-        let (names, group_of) = examples.groups(column);
-        let unit = |(group, name): (usize, String)| Unit {
-            name,
-            members: (0..)
-                .zip(&group_of)
-                .filter_map(|(id, &of)| (of == group).then_some(id))
-                .collect(),
-        };
-        Self::new(names.into_iter().enumerate().map(unit).collect())
+        Self::new(Unit::by_column(examples, column))
     }
 
     /// Every example alone.
@@ -190,6 +219,7 @@ pub enum UnitsError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use simfluence_core::Example;
 
     fn unit(name: &str, members: &[u32]) -> Unit {
         Unit {
@@ -215,5 +245,19 @@ mod tests {
     fn covered_examples_come_in_the_order_of_their_ids() {
         let units = Units::new(vec![unit("a", &[4, 1]), unit("b", &[2])]).unwrap();
         assert_eq!(units.covered(), [(1, 0), (2, 1), (4, 0)]);
+    }
+
+    #[test]
+    fn an_example_without_the_column_is_in_no_unit() {
+        let mut english = Example::new("a", "x");
+        english.extra.insert("language".into(), "en".into());
+        let examples = Examples::new(vec![Example::new("b", "x"), english]).unwrap();
+        let units = Unit::by_column(&examples, "language");
+        assert_eq!(units.len(), 1);
+        assert_eq!(
+            (units[0].name.as_str(), &units[0].members[..]),
+            ("en", &[1][..])
+        );
+        assert_eq!(Unit::each_example(&examples).len(), 2);
     }
 }

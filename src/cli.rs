@@ -427,15 +427,19 @@ pub struct MethodSettings {
     /// diagonal to the mean eigenvalue of each layer (default 0.1).
     #[arg(long, value_name = "FACTOR")]
     pub relative_damping: Option<f64>,
-    /// hif-cg, hif-lissa, pbrf: largest relative residual (defaults 1e-3, 0.1, 1e-3).
+    /// hif-cg, hif-lissa, pbrf: largest relative residual (defaults 1e-3, 0.01, 1e-4).
     #[arg(long, value_name = "RESIDUAL")]
     pub tolerance: Option<f64>,
-    /// hif-cg, hif-arnoldi, pbrf: most iterations (defaults 200, 60, 2000).
+    /// hif-cg, hif-arnoldi, pbrf: most iterations (defaults 200, 30, 2000).
     #[arg(long, value_name = "N")]
     pub iterations: Option<u32>,
-    /// hif-arnoldi: Ritz pairs kept (default 30).
+    /// hif-arnoldi: Ritz pairs kept (default 20).
     #[arg(long, value_name = "N")]
     pub rank: Option<u32>,
+    /// hif-arnoldi: count the curvature outside of the Ritz pairs' space as 0 instead of leaving
+    /// what lies there out.
+    #[arg(long)]
+    pub complement: bool,
     /// hif-lissa: terms of the series (default 500).
     #[arg(long, value_name = "N")]
     pub depth: Option<u32>,
@@ -445,6 +449,9 @@ pub struct MethodSettings {
     /// hif-lissa: divisor of the curvature (default: from its largest Ritz value).
     #[arg(long, value_name = "SIGMA")]
     pub scale: Option<f64>,
+    /// hif-lissa: the published recursion, without solving the dominant directions at once.
+    #[arg(long)]
+    pub no_deflation: bool,
     /// hif: take the curvature over so many of the training examples only (default: all).
     #[arg(long, value_name = "N")]
     pub curvature_examples: Option<u32>,

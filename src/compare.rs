@@ -32,6 +32,8 @@ struct Fitted {
     cost: Option<Cost>,
     /// For the first row of an attribution method: its scores.
     scores: Option<Scores>,
+    /// Gradients evaluated for scores.
+    gradient_evaluations: Option<u64>,
 }
 
 /// Runs the subcommand.
@@ -46,6 +48,7 @@ pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
             simulator: f.simulator.as_ref(),
             fit_seconds: f.cost.map(|c| c.seconds),
             peak_bytes: f.cost.and_then(|c| c.peak_bytes),
+            gradient_evaluations: f.gradient_evaluations,
         })
         .collect();
     let focus = focus(&fitted);
@@ -105,6 +108,7 @@ fn fit_all(
         simulator: Box::new(NoLearning::new(n, m)),
         cost: None,
         scores: None,
+        gradient_evaluations: None,
     }];
     let (mean_run, cost) = measured(|| FitMeanRun.fit(&split.train, n, &NoProgress));
     fitted.push(named(Box::new(mean_run?), cost));
@@ -169,6 +173,7 @@ fn fit_all(
             simulator,
             cost: None,
             scores: None,
+            gradient_evaluations: None,
         });
     }
     Ok(fitted)
@@ -274,6 +279,7 @@ fn named(simulator: Box<dyn Simulator>, cost: impl Into<Option<Cost>>) -> Fitted
         simulator,
         cost: cost.into(),
         scores: None,
+        gradient_evaluations: None,
     }
 }
 
@@ -301,6 +307,10 @@ fn additive(scores: &Scores, train: &[&Run], n: usize, cost: Option<Cost>) -> Re
         Box::new(calibrated.fit(train, n, &NoProgress)?),
         cost,
     ));
+    let count = scores.provenance.get("gradient_evaluations");
+    let count = count.and_then(Value::as_u64);
+    rows.iter_mut()
+        .for_each(|row| row.gradient_evaluations = count);
     Ok(rows)
 }
 

@@ -113,7 +113,7 @@ fn units(open: &OpenRuns, reference: &Run, unit: &str) -> Result<(Vec<Unit>, Vec
         );
     }
     let exposure = reference.curriculum.total_exposure(train.len());
-    let is_trained = |unit: &Unit| unit.examples.iter().any(|&i| exposure[i as usize] > 0.0);
+    let is_trained = |unit: &Unit| unit.members.iter().any(|&i| exposure[i as usize] > 0.0);
     let (trained, rest): (Vec<Unit>, Vec<Unit>) = all.into_iter().partition(is_trained);
     if trained.len() < 2 {
         bail!(

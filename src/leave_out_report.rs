@@ -102,7 +102,7 @@ fn effects(open: &OpenRuns, truth: &Truth) -> Table {
     for unit in largest(truth) {
         let mut row = vec![
             truth.units[unit].name.clone(),
-            truth.units[unit].examples.len().to_string(),
+            truth.units[unit].members.len().to_string(),
             format!("{:.1}", truth.exposures[unit]),
         ];
         row.extend(columns.iter().map(|(_, members)| {
@@ -163,7 +163,7 @@ mod tests {
             units: (0..count)
                 .map(|u| Unit {
                     name: u.to_string(),
-                    examples: vec![u],
+                    members: vec![u],
                 })
                 .collect(),
             exposures: vec![1.0; count as usize],

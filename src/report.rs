@@ -164,7 +164,13 @@ fn print(scores: &Scores, report: &Report) {
             None => String::new(),
         }
     );
-    for entry in ["settings", "solver", "gradient_evaluations", "cost"] {
+    for entry in [
+        "options",
+        "settings",
+        "solver",
+        "gradient_evaluations",
+        "cost",
+    ] {
         if let Some(value) = scores.provenance.get(entry) {
             println!("  {entry}: {}", shortened(value));
         }

@@ -405,7 +405,10 @@ fn settings_of_leave_out_are_refused_for_other_methods() {
         path,
         &["attribute", "runs", "--method", "graddot", "--seeds", "2"],
     );
-    assert!(error.contains("--method leave-out"), "{error}");
+    assert!(
+        error.contains("--seeds is a setting of leave-out, not of graddot"),
+        "{error}"
+    );
     let args = [
         "attribute",
         "runs",
@@ -416,4 +419,89 @@ fn settings_of_leave_out_are_refused_for_other_methods() {
     ];
     let error = fail(path, &args);
     assert!(error.contains("--unit colour"), "{error}");
+}
+
+#[test]
+fn every_attribution_method_scores_a_run_set_and_stands_in_the_comparison() {
+    let folder = task();
+    let path = folder.path();
+    succeed(
+        path,
+        &["record", "task.toml", "--out", "runs", "--jobs", "2"],
+    );
+    let methods = [
+        "graddot",
+        "graddot-preconditioned",
+        "gradcos",
+        "gradcos-preconditioned",
+        "tracin-cp",
+        "tracin-cp-preconditioned",
+        "hif-cg",
+        "hif-lissa",
+        "hif-arnoldi",
+        "hif-ekfac",
+        "hif-kfac",
+        "hif-diagonal",
+        "untrac",
+        "untrac-inv",
+        "empirical",
+        "pbrf",
+    ];
+    // The model has not converged: its response is minimised with strong damping.
+    let strong = ["attribute", "runs", "--method", "pbrf", "--damping", "1"];
+    succeed(path, &strong);
+    let named = format!("tracin-ideal,{}", methods.join(","));
+    let compare = ["compare", "runs", "--methods", &named, "--format", "json"];
+    let comparison = json(path, &[&compare[..], &["--resamples", "100"]].concat());
+    let rows = comparison["blocks"][0]["rows"].as_array().unwrap();
+    let of = |method: &str| rows.iter().find(|row| row["method"] == method);
+    for method in methods {
+        assert!(of(method).is_some(), "{method} is missing: {rows:?}");
+        let costs = comparison["costs"].as_array().unwrap();
+        let cost = costs.iter().find(|cost| cost["method"] == method).unwrap();
+        assert!(cost["fit_seconds"].is_number(), "{cost}");
+        // They are kept, with what they cost, and used again.
+        let file = path.join(format!("runs/scores/{method}.safetensors"));
+        let artifact = simfluence::recorder::read_artifact(&file).unwrap();
+        let scores = simfluence::core::Scores::from_artifact(&artifact).unwrap();
+        assert_eq!((scores.train_keys.len(), scores.test_keys.len()), (48, 6));
+        assert!(scores.values.iter().any(|v| *v != 0.0), "{method}");
+        assert_eq!(scores.provenance["reference_run"], "train-000", "{method}");
+        let count = &scores.provenance["gradient_evaluations"];
+        assert!(count.as_u64().unwrap() > 0, "{method}");
+        assert_eq!(&cost["gradient_evaluations"], count);
+    }
+    // The oracle that follows the steps really made is far closer than what knows one run only.
+    let mse = |method: &str| of(method).unwrap()["mse"]["value"].as_f64().unwrap();
+    assert!(
+        mse("tracin-ideal-preconditioned") < 0.1 * mse("no-learning"),
+        "{rows:?}"
+    );
+
+    fn attribute<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["attribute", "runs", "--method"], more].concat()
+    }
+    let error = fail(path, &attribute(&["hif-arnoldi", "--depth", "3"]));
+    assert!(
+        error.contains("--depth is a setting of hif-lissa, not of hif-arnoldi"),
+        "{error}"
+    );
+    let error = fail(path, &attribute(&["hif-cg", "--damping=-1"]));
+    assert!(error.contains("damping is -1"), "{error}");
+    succeed(
+        path,
+        &attribute(&["hif-ekfac", "--layers", "--labels", "given"]),
+    );
+    let report = json(
+        path,
+        &[
+            "report",
+            "runs",
+            "runs/scores/hif-ekfac.safetensors",
+            "--format",
+            "json",
+        ],
+    );
+    assert_eq!(report["provenance"]["options"]["labels"], "given");
+    assert!(report["layers"]["layers"].as_array().unwrap().len() > 5);
 }

@@ -5,7 +5,7 @@
 //! where that is asked about. Nothing is approximated but the sum over steps: with `k = 1` and
 //! `η_e = η_ref` it is what one such step really does.
 //!
-//! Between the examples of one list it is a square matrix; [`Pairwise`] says how symmetric it is
+//! Between the examples of one list it is a square matrix; its symmetry is in `simfluence report`
 //! and which way it points.
 //!
 //! # Reference
@@ -14,10 +14,8 @@
 //! token of every other. Their optimiser and learning rate are left to the settings here.
 
 mod algorithm;
-mod pairwise;
 mod params;
 #[cfg(feature = "torch")]
 mod scores;
 
-pub use pairwise::{Pairwise, PairwiseError};
 pub use params::{Empirical, EmpiricalParams};

@@ -1,7 +1,8 @@
 //! Our side of `benches/peers/attribution`: times scores on the models and data that the peers get.
 //!
 //! `attribution_peer TASK FOLDER THREADS OUT` with TASK one of `graddot-decoder`, `graddot-mlp`,
-//! `ekfac-decoder`. Writes the products, `[train × test]`, as safetensors to OUT and prints one
+//! `ekfac-decoder`; `lissa-mlp`, `arnoldi-mlp`, `arnoldi-complement-mlp`,
+//! `cg-mlp`: the linear system of `reference.py`. Writes the products, `[train × test]`, as safetensors to OUT and prints one
 //! line of JSON.
 
 use serde_json::{Value, json};
@@ -10,6 +11,10 @@ use simfluence_models::{
     Activation, Damping, DenseExample, Device, FactorKind, GradientSettings, InnerProducts, Labels,
     Metric, Mlp, Model, Prediction, Target, TokenizedExample, Transformer, Wanted, Weights,
     fit_factors, inner_products,
+};
+use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
+use simfluence_simulators::hif::{
+    Arnoldi, ConjugateGradientSettings, Curved, DampingParam, Hif, HifParams, LissaSettings, Solver,
 };
 use std::path::Path;
 use std::time::Instant;
@@ -39,6 +44,10 @@ fn main() -> Result<(), Failure> {
             let (model, train, test) = decoder(folder)?;
             ekfac(&model, &train, &test, &settings)?
         }
+        "lissa-mlp" => solve(folder, &settings, tight_lissa())?,
+        "cg-mlp" => solve(folder, &settings, tight_conjugate_gradients())?,
+        "arnoldi-mlp" => solve(folder, &settings, krylov(17, false))?,
+        "arnoldi-complement-mlp" => solve(folder, &settings, krylov(30, true))?,
         other => return Err(format!("unknown task {other}").into()),
     };
     let shape = vec![
@@ -127,6 +136,72 @@ fn ekfac<M: Model>(
     let line = json!({"train": train.len(), "test": test.len(), "factor_seconds": fit_seconds,
         "score_seconds": seconds, "seconds": fit_seconds + seconds, "peak_mib": fit_peak.max(peak)});
     Ok((line, found?))
+}
+
+fn krylov(iterations: usize, complement: bool) -> Solver {
+    Solver::Arnoldi(Arnoldi {
+        iterations,
+        rank: iterations,
+        complement,
+    })
+}
+
+fn tight_lissa() -> Solver {
+    Solver::Lissa(LissaSettings {
+        depth: 200,
+        repeats: 1,
+        batch_size: None,
+        scale: None,
+        deflation: true,
+        tolerance: 3e-6,
+    })
+}
+
+fn tight_conjugate_gradients() -> Solver {
+    Solver::ConjugateGradients(ConjugateGradientSettings {
+        tolerance: 1e-6,
+        iterations: 100,
+    })
+}
+
+/// `(H + I) x = g_j` for the first 100 test examples, `H` the Hessian of the mean loss of the
+/// first 500 training examples.
+fn solve(
+    folder: &Path,
+    settings: &GradientSettings,
+    solver: Solver,
+) -> Result<(Value, InnerProducts), Failure> {
+    let (model, train, test) = mlp(folder)?;
+    let (train, test) = (&train[..500], &test[..100]);
+    let keys = |count: usize| (0..count).map(|k| k.to_string()).collect();
+    let axes = Axes {
+        train_keys: keys(train.len()),
+        test_keys: keys(test.len()),
+    };
+    let of = Attributed {
+        model: &model,
+        train,
+        test,
+        axes: &axes,
+    };
+    let gradients = GradientParams::new(1.0)
+        .threads(settings.threads)
+        .batch_size(500);
+    let mut params = HifParams::new(gradients, solver);
+    params.curvature = Curved::Hessian;
+    params.damping = DampingParam::Absolute(1.0);
+    let method = Hif::new(params)?;
+    let exposures = vec![1.0 / train.len() as f64; train.len()];
+    let (scores, seconds, peak) =
+        measured(|| method.scores(&of, &exposures, 1, false, &NoProgress));
+    let scores = scores?;
+    let line = json!({"train": train.len(), "test": test.len(), "seconds": seconds,
+        "peak_mib": peak, "solver": scores.provenance["solver"]});
+    let found = InnerProducts {
+        products: scores.values,
+        ..InnerProducts::default()
+    };
+    Ok((line, found))
 }
 
 type Decoder = (Transformer, Vec<TokenizedExample>, Vec<TokenizedExample>);

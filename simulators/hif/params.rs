@@ -58,22 +58,29 @@ pub struct LissaSettings {
     pub repeats: usize,
     /// Training examples per term; default `None`: all.
     pub batch_size: Option<usize>,
-    /// `σ`; default `None`: 1.1 times the largest Ritz value of the whole curvature, plus the
-    /// damping; twice that for mini-batches.
+    /// `σ`; default `None`: 1.1 times the largest Ritz value of the whole curvature (twice that for
+    /// mini-batches), plus the damping; with deflation from what is left of the spectrum.
     pub scale: Option<f64>,
+    /// Whether the directions of the converged Ritz pairs are solved at once, so that far fewer
+    /// terms lead to the same solution; only with all examples per term and without `scale`.
+    /// Default true; false is the published recursion.
+    pub deflation: bool,
     /// Largest relative residual that is accepted, measured with the whole curvature, default
-    /// 0.1, between 0 and 1.
+    /// 0.01, between 0 and 1.
     pub tolerance: f64,
 }
 
 /// Settings of Arnoldi's iteration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Arnoldi {
-    /// Products with the curvature, default 60, at least 1.
+    /// Products with the curvature, default 30, at least 1.
     pub iterations: usize,
-    /// Ritz pairs that are kept, those of largest absolute value, default 30, at least 1, at most
-    /// the iterations. What lies outside their space is left out, as in the paper.
+    /// Ritz pairs that are kept, those of largest absolute value, default 20, at least 1, at most
+    /// the iterations.
     pub rank: usize,
+    /// Whether the curvature outside of their space counts as 0, so that its damped inverse is
+    /// `1/δ`. Default false: what lies outside is left out, as in the paper.
+    pub complement: bool,
 }
 
 /// Settings of factored curvature.
@@ -139,15 +146,17 @@ impl Solver {
             repeats: 1,
             batch_size: None,
             scale: None,
-            tolerance: 0.1,
+            deflation: true,
+            tolerance: 0.01,
         })
     }
 
     /// Arnoldi with its defaults.
     pub fn arnoldi() -> Self {
         Self::Arnoldi(Arnoldi {
-            iterations: 60,
-            rank: 30,
+            iterations: 30,
+            rank: 20,
+            complement: false,
         })
     }
 }
@@ -357,6 +366,7 @@ mod tests {
             p.solver = Solver::Arnoldi(Arnoldi {
                 iterations: 3,
                 rank: 4,
+                complement: false,
             });
         });
         assert!(

@@ -74,7 +74,7 @@ mod tests {
 
     const STEPS: usize = 5;
 
-    fn solvers() -> [Solver; 5] {
+    fn solvers() -> [Solver; 6] {
         [
             Solver::Exact,
             Solver::ConjugateGradients(ConjugateGradientSettings {
@@ -86,11 +86,18 @@ mod tests {
                 repeats: 1,
                 batch_size: None,
                 scale: None,
+                deflation: true,
                 tolerance: 1e-8,
             }),
             Solver::Arnoldi(Arnoldi {
                 iterations: 12,
                 rank: 6,
+                complement: false,
+            }),
+            Solver::Arnoldi(Arnoldi {
+                iterations: 12,
+                rank: 6,
+                complement: true,
             }),
             Solver::Factored(Factored::Ekfac(Drawn::Given)),
         ]

@@ -6,8 +6,8 @@ use super::params::{
 };
 use super::queries::Queries;
 use super::solvers::{
-    ConjugateGradients, Krylov, LinearOperator, Lissa, SolveError, conjugate_gradients, dense,
-    lanczos, lissa,
+    ConjugateGradients, Deflation, Krylov, LinearOperator, Lissa, SolveError, conjugate_gradients,
+    dense, lanczos, lissa,
 };
 use crate::attribution::{Attributed, AttributionError, note_cost};
 use crate::units::Units;
@@ -17,13 +17,13 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use simfluence_core::{Progress, Scores};
 use simfluence_models::{
-    Curvature, CurvatureKind, Damping, FactorKind, InnerProducts, Labels, Model, Wanted,
+    Curvature, CurvatureKind, Damping, FactorKind, InnerProducts, Labels, Metric, Model, Wanted,
     fit_factors, products_with_vectors,
 };
 use tch::Tensor;
 
 /// Products that look at the spectrum before conjugate gradients and LiSSA.
-const SPECTRUM_ITERATIONS: usize = 30;
+const SPECTRUM_ITERATIONS: usize = 50;
 
 /// The curvature, with progress counted in products with vectors.
 struct Watched<'a, 'm, M: Model> {
@@ -233,9 +233,7 @@ impl Hif {
             let solved = factors.solve(&queries.gradients()?, damping)?;
             self.against(queries, &solved, layers, progress)?
         } else {
-            let (inverse, norms) = (factors.inverse(damping)?, false);
-            let wanted = Wanted { layers, norms };
-            of.products(&inverse, wanted, &self.params.gradients, progress)?
+            self.products(of, &factors.inverse(damping)?, layers, progress)?
         };
         let blocks: Vec<Value> = (factors.layers().iter())
             .map(|l| {
@@ -249,6 +247,33 @@ impl Hif {
                 "settings": self.params.solver, "seed": seed}),
             gradient_evaluations: factors.gradient_evaluations(),
         })
+    }
+
+    fn products<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        metric: &Metric,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<InnerProducts, HifError> {
+        let wanted = Wanted {
+            layers,
+            norms: false,
+        };
+        Ok(of.products(metric, wanted, &self.params.gradients, progress)?)
+    }
+
+    /// `g_q · g_i`.
+    fn plain<M: Model>(
+        &self,
+        queries: &Queries<'_, M>,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<InnerProducts, HifError> {
+        match queries.units {
+            Some(_) => self.against(queries, &queries.gradients()?, layers, progress),
+            None => self.products(queries.of, &Metric::Identity, layers, progress),
+        }
     }
 
     /// `v_q · g_i` for solved vectors, with what solving them cost.
@@ -365,19 +390,21 @@ impl Hif {
     ) -> Result<Solution, HifError> {
         let whole = self.curvature(queries.of, weights)?;
         let (krylov, damping) = self.spectrum(&whole, "LiSSA", progress)?;
-        let margin = if settings.batch_size.is_some() {
-            2.2
-        } else {
-            1.1
+        let deflation = match (settings.deflation, settings.batch_size, settings.scale) {
+            (true, None, None) => Deflation::of(&krylov, damping),
+            _ => None,
         };
-        let scale = settings
-            .scale
-            .unwrap_or(margin * krylov.largest() + damping);
+        let scale = match (&deflation, settings.scale, settings.batch_size) {
+            (Some(deflation), _, _) => deflation.scale(damping),
+            (None, Some(scale), _) => scale,
+            (None, None, None) => 1.1 * krylov.largest() + damping,
+            (None, None, Some(_)) => 2.2 * krylov.largest() + damping,
+        };
         let right = queries.gradients()?;
         let recursion = Lissa {
             depth: settings.depth,
             repeats: settings.repeats,
-            tolerance: settings.tolerance / 10.0,
+            tolerance: settings.tolerance,
         };
         let most = settings.depth * settings.repeats * queries.count();
         progress.begin("curvature products", most as u64);
@@ -386,7 +413,11 @@ impl Hif {
             progress,
         };
         let (solved, more) = match settings.batch_size {
-            None => (recursion.whole(&watched, damping, scale, &right)?, 0),
+            None => {
+                let solved =
+                    recursion.whole(&watched, damping, scale, deflation.as_ref(), &right)?;
+                (solved, 0)
+            }
             Some(size) => {
                 let parts = self.mini_batches(queries.of, weights, size)?;
                 let mut rng = ChaCha8Rng::seed_from_u64(self.params.seed);
@@ -398,7 +429,7 @@ impl Hif {
                     progress.advance(x.size()[0] as u64);
                     parts[order[k]].times(x)
                 };
-                let solved = lissa(&times, false, damping, scale, &right, &recursion)?;
+                let solved = lissa(&times, damping, scale, &right, &recursion)?;
                 (
                     solved,
                     parts.iter().map(Curvature::gradient_evaluations).sum(),
@@ -411,7 +442,7 @@ impl Hif {
         let residual = (norms(&back) / norms(&right).clamp_min(f64::MIN_POSITIVE))
             .max()
             .double_value(&[]);
-        if residual.is_nan() || residual > settings.tolerance {
+        if residual.is_nan() || residual > 1.01 * settings.tolerance {
             return Err(SolveError::NotConverged {
                 solver: "LiSSA",
                 iterations: solved.iterations,
@@ -425,6 +456,7 @@ impl Hif {
             products: self.against(queries, &solved.solution, layers, progress)?,
             report: json!({"damping": damping, "scale": scale, "residual": residual,
                 "iterations": solved.iterations, "change": solved.change,
+                "deflated_pairs": deflation.as_ref().map_or(0, Deflation::len),
                 "spectral_radius": krylov.largest().max(-krylov.smallest()),
                 "smallest_ritz_value": krylov.smallest(), "settings": self.params.solver,
                 "seed": self.params.seed}),
@@ -493,13 +525,12 @@ impl Hif {
         );
         // The space is the same for all: test gradients are projected into it and back.
         let wanted = Wanted::default();
-        let settings = self.params.gradients.settings();
+        let engine = self.params.gradients.settings();
         let of = queries.of;
         let projected = if queries.units.is_some() {
             queries.gradients()?.matmul(&basis.transpose(0, 1))
         } else {
-            let test =
-                products_with_vectors(of.model, of.test, &basis, wanted, &settings, progress)?;
+            let test = products_with_vectors(of.model, of.test, &basis, wanted, &engine, progress)?;
             Tensor::from_slice(&test.products)
                 .view([of.test.len() as i64, kept.len() as i64])
                 .to_kind(basis.kind())
@@ -509,12 +540,18 @@ impl Hif {
             .map(|&k| 1.0 / (krylov.values[k] + damping))
             .collect();
         let inverse = Tensor::from_slice(&inverse).to_kind(basis.kind());
-        let products = if layers {
+        let rest = settings.complement.then_some(1.0 / damping);
+        let inverse = match rest {
+            // Outside of the space the curvature counts as 0, its damped inverse as 1/δ.
+            Some(rest) => inverse - rest,
+            None => inverse,
+        };
+        let mut products = if layers {
             let solved = (projected * inverse).matmul(&basis);
             self.against(queries, &solved, true, progress)?
         } else {
             let train =
-                products_with_vectors(of.model, of.train, &basis, wanted, &settings, progress)?;
+                products_with_vectors(of.model, of.train, &basis, wanted, &engine, progress)?;
             let own = Tensor::from_slice(&train.products)
                 .view([of.train.len() as i64, kept.len() as i64])
                 .to_kind(basis.kind());
@@ -526,6 +563,10 @@ impl Hif {
                 ..InnerProducts::default()
             }
         };
+        if let Some(rest) = rest {
+            let plain = self.plain(queries, layers, progress)?;
+            add_scaled(&mut products, &plain, rest as f32);
+        }
         let worst = kept
             .iter()
             .map(|&k| krylov.residuals[k])
@@ -539,4 +580,20 @@ impl Hif {
             gradient_evaluations: curvature.gradient_evaluations(),
         })
     }
+}
+
+/// Adds inner products times a factor to others of the same examples and layers.
+fn add_scaled(sum: &mut InnerProducts, other: &InnerProducts, factor: f32) {
+    let add = |into: &mut [f32], values: &[f32]| {
+        for (into, value) in into.iter_mut().zip(values) {
+            *into += factor * value;
+        }
+    };
+    add(&mut sum.products, &other.products);
+    for (layer, values) in &other.layers {
+        if let Some((_, into)) = sum.layers.iter_mut().find(|(name, _)| name == layer) {
+            add(into, values);
+        }
+    }
+    sum.gradient_evaluations += other.gradient_evaluations;
 }

@@ -58,7 +58,7 @@ impl LeaveOut {
         check_units(units, work.train_count)?;
         let without = units.iter().map(|unit| Part {
             what: format!("without {}", unit.name),
-            edit: Some(CurriculumEdit::Drop(unit.examples.clone())),
+            edit: Some(CurriculumEdit::Drop(unit.members.clone())),
         });
         let everything = Part {
             what: "everything".to_owned(),
@@ -73,7 +73,7 @@ impl LeaveOut {
                 .flat_map(|edited| differences(&edited.last, &everything.last))
         });
         let exposure = work.curriculum.total_exposure(work.train_count);
-        let of_unit = |unit: &Unit| unit.examples.iter().map(|&i| exposure[i as usize]).sum();
+        let of_unit = |unit: &Unit| unit.members.iter().map(|&i| exposure[i as usize]).sum();
         Ok(Truth {
             units: units.to_vec(),
             exposures: units.iter().map(of_unit).collect(),
@@ -101,7 +101,7 @@ impl LeaveOut {
             .iter()
             .map(|subset| Part {
                 what: subset.name.clone(),
-                edit: Some(CurriculumEdit::Keep(subset.examples.clone())),
+                edit: Some(CurriculumEdit::Keep(subset.members.clone())),
             })
             .collect();
         let losses = self.train_all(work, &parts)?;
@@ -198,7 +198,7 @@ fn check_units(units: &[Unit], train_count: usize) -> Result<(), LeaveOutError> 
     }
     for unit in units {
         let unknown = |&&id: &&u32| id as usize >= train_count;
-        if let Some(&id) = unit.examples.iter().find(unknown) {
+        if let Some(&id) = unit.members.iter().find(unknown) {
             return Err(LeaveOutError::UnknownExample {
                 unit: unit.name.clone(),
                 id,
@@ -255,7 +255,7 @@ fn draw_subsets(work: &Work<'_>, params: &SubsetParams) -> Result<Vec<Unit>, Lea
             examples.sort_unstable();
             Unit {
                 name: format!("subset {k}"),
-                examples,
+                members: examples,
             }
         })
         .collect())
@@ -384,7 +384,7 @@ mod tests {
         (0..3u32)
             .map(|u| Unit {
                 name: format!("third {u}"),
-                examples: (0..4).map(|k| 3 * k + u).collect(),
+                members: (0..4).map(|k| 3 * k + u).collect(),
             })
             .collect()
     }
@@ -420,7 +420,7 @@ mod tests {
             match k % 4 {
                 0 => assert_eq!(sorted(edited), sorted(&curriculum)),
                 unit => {
-                    let left_out = &units[unit - 1].examples;
+                    let left_out = &units[unit - 1].members;
                     assert!(sorted(edited).iter().all(|id| !left_out.contains(id)));
                     let kept = |id: &u32| !left_out.contains(id);
                     for (before, after) in trained[k - unit].1.steps().iter().zip(edited.steps()) {
@@ -462,7 +462,7 @@ mod tests {
         let units: Vec<Unit> = (0..12)
             .map(|i| Unit {
                 name: i.to_string(),
-                examples: vec![i],
+                members: vec![i],
             })
             .collect();
         let truth = method(2, 2)
@@ -513,7 +513,7 @@ mod tests {
             let after = model.weights(&trained[unit + 1].1);
             assert!(
                 thirds()[unit]
-                    .examples
+                    .members
                     .iter()
                     .all(|&i| after[i as usize] == 0.0)
             );
@@ -638,7 +638,7 @@ mod tests {
         let (model, cache) = (world(), MemoryCache::default());
         let unit = |examples: Vec<u32>| Unit {
             name: "mine".into(),
-            examples,
+            members: examples,
         };
         for (examples, wanted) in [
             (vec![9, 10], "none of the 2"),

@@ -41,12 +41,11 @@ mod subsets;
 #[cfg(test)]
 mod test_support;
 mod truth;
-mod units;
 
+pub use crate::units::Unit;
 pub use algorithm::{LeaveOut, Work};
 pub use error::LeaveOutError;
 pub use params::{LeaveOutParams, ParamsError, SubsetParams};
 pub use retraining::{Cache, FinalLosses, NoCache, Retraining};
 pub use subsets::SubsetTruth;
 pub use truth::Truth;
-pub use units::Unit;

@@ -163,20 +163,20 @@ mod tests {
         // The run sees 12 of the 20 examples.
         let truth = subsets(&world, &in_turn(3, 4, 20), &SubsetParams::default()).unwrap();
         for (subset, exposures) in truth.subsets.iter().zip(truth.rate_exposures.chunks(20)) {
-            assert_eq!(subset.examples.len(), 6);
-            assert!(subset.examples.iter().all(|&i| i < 12));
+            assert_eq!(subset.members.len(), 6);
+            assert!(subset.members.iter().all(|&i| i < 12));
             let trained = (0..20).filter(|&i| exposures[i as usize] > 0.0);
             assert!(
                 trained
                     .into_iter()
-                    .all(|i: u32| subset.examples.contains(&i))
+                    .all(|i: u32| subset.members.contains(&i))
             );
         }
         assert!(
             truth
                 .subsets
                 .windows(2)
-                .all(|p| p[0].examples != p[1].examples)
+                .all(|p| p[0].members != p[1].members)
         );
     }
 

@@ -51,7 +51,7 @@ impl Truth {
     pub fn predicted(&self, scores: &Scores, exposure: &[f64]) -> Vec<Vec<f64>> {
         let row = |unit: &Unit| {
             let mut sum = vec![0.0; self.test_count];
-            for &example in &unit.examples {
+            for &example in &unit.members {
                 let example = example as usize;
                 let row = &scores.values[example * self.test_count..][..self.test_count];
                 for (sum, &score) in sum.iter_mut().zip(row) {
@@ -104,7 +104,7 @@ impl Truth {
     fn unit_of(&self, axes: &Axes) -> Result<Vec<usize>, LeaveOutError> {
         let mut unit_of: Vec<Option<usize>> = vec![None; axes.train_keys.len()];
         for (index, unit) in self.units.iter().enumerate() {
-            for &example in &unit.examples {
+            for &example in &unit.members {
                 if let Some(first) = unit_of[example as usize].replace(index)
                     && first != index
                 {
@@ -188,7 +188,7 @@ mod tests {
     fn truth() -> Truth {
         let unit = |name: &str, examples: Vec<u32>| Unit {
             name: name.into(),
-            examples,
+            members: examples,
         };
         Truth {
             units: vec![unit("x", vec![0, 2]), unit("y", vec![1])],
@@ -226,7 +226,7 @@ mod tests {
             "{error}"
         );
         let mut twice = truth();
-        twice.units[1].examples.push(2);
+        twice.units[1].members.push(2);
         let error = twice.scores(&axes(3), 0.1).unwrap_err().to_string();
         assert!(
             error.contains("\"k2\"") && error.contains("\"x\""),

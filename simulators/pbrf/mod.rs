@@ -18,6 +18,10 @@
 //! of the reference run, which makes it the truth that influence functions can be held to on
 //! models that have not converged.
 //!
+//! The minimisation is Newton's method by conjugate gradients on the true Hessian, judged by the
+//! gradient alone; one that does not reach the tolerance is an error. Responses are small
+//! differences: open the model in 64-bit floats where it fits its training examples well.
+//!
 //! Every unit takes a minimisation of its own (two with central differences), each of whose steps
 //! passes over all training examples, and the predictions for all of them are kept in memory: ask
 //! for few units.

@@ -25,8 +25,9 @@ pub struct PbrfParams {
     /// Whether to take the difference between `−ε` and `ε` (error `O(ε²)`, twice the work) or
     /// between `0` and `ε` (error `O(ε)`); default true.
     pub central: bool,
-    /// Norm of the gradient, over that at `θ_0`, at which a minimisation is done; default 1e-4
-    /// (about what 32-bit floats resolve), above 0 and below 1.
+    /// Norm of the gradient, over that at `θ_0`, at which a minimisation is done; default 1e-4,
+    /// above 0 and below 1. A model in 32-bit floats may not resolve that for examples that it
+    /// fits well: open it in 64-bit floats.
     pub tolerance: f64,
     /// Products with the Hessian that a minimisation may take, default 2000, at least 1.
     pub max_iterations: u32,

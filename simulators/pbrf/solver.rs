@@ -34,8 +34,8 @@ pub(super) struct Minimum {
 
 /// Goes down from `start` until the norm of the gradient is at most `goal`, with at most
 /// `max_iterations` products with the Hessian; ends earlier, above the goal, where no step makes
-/// progress. Where the Hessian is indefinite the direction ends before the curvature that is not
-/// positive.
+/// progress. Directions end before curvature below `floor`, which is none of the function's own
+/// near its minimum.
 ///
 /// # Reference
 /// Nocedal & Wright 2006, "Numerical optimization", algorithm 7.1 (line search Newton-CG).
@@ -43,6 +43,7 @@ pub(super) fn minimise(
     function: &mut dyn Smooth,
     start: Tensor,
     goal: f64,
+    floor: f64,
     max_iterations: u32,
 ) -> Minimum {
     let mut gradient = function.gradient(&start);
@@ -56,7 +57,7 @@ pub(super) fn minimise(
         let forcing = (minimum.gradient_norm / first_norm).sqrt().min(0.5);
         let enough = (forcing * minimum.gradient_norm).max(0.3 * goal);
         let left = max_iterations - minimum.iterations;
-        let newton = direction(function, &minimum.at, &gradient, enough, left);
+        let newton = direction(function, &minimum.at, &gradient, enough, floor, left);
         minimum.iterations += newton.products;
         let found = search(
             function,
@@ -90,6 +91,7 @@ fn direction(
     at: &Tensor,
     gradient: &Tensor,
     enough: f64,
+    floor: f64,
     max_products: u32,
 ) -> Newton {
     let mut direction = gradient.zeros_like();
@@ -99,10 +101,9 @@ fn direction(
     for products in 1..=max_products {
         let curved = function.hessian_times(at, &along);
         let curvature = dot(&along, &curved);
-        let is_positive = curvature > 0.0;
-        if !is_positive {
-            // Uphill all around: along the gradient if this is the first direction, else as far
-            // as the curvature was positive.
+        let is_convex = curvature > floor * dot(&along, &along);
+        if !is_convex {
+            // Along the gradient if this is the first direction, else as far as it was convex.
             let (direction, length) = match products {
                 1 => (gradient.neg(), 1.0_f64.min(1.0 / square.sqrt())),
                 _ => (direction, 1.0),
@@ -266,7 +267,7 @@ mod tests {
         let mut quadratic = Quadratic::new(12);
         let start = quadratic.right.zeros_like();
         let goal = 1e-10 * norm(&quadratic.right);
-        let minimum = minimise(&mut quadratic, start, goal, 500);
+        let minimum = minimise(&mut quadratic, start, goal, 0.0, 500);
         assert!(minimum.gradient_norm <= goal, "{minimum:?}");
         let right = quadratic.right.unsqueeze(1);
         let expected = Tensor::linalg_solve(&quadratic.matrix, &right, true).squeeze_dim(1);
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn a_valley_that_bends_is_followed_to_its_bottom() {
         for start in [[-1.2, 1.0], [0.0, 2.0]] {
-            let minimum = minimise(&mut Valley, Tensor::from_slice(&start), 1e-9, 200);
+            let minimum = minimise(&mut Valley, Tensor::from_slice(&start), 1e-9, 0.0, 200);
             assert!(minimum.gradient_norm <= 1e-9, "{minimum:?}");
             assert!((minimum.at - 1.0).abs().max().double_value(&[]) < 1e-8);
         }
@@ -287,10 +288,10 @@ mod tests {
     fn few_iterations_and_slopes_without_a_bottom_end_above_the_goal() {
         let mut quadratic = Quadratic::new(12);
         let start = quadratic.right.zeros_like();
-        let minimum = minimise(&mut quadratic, start.copy(), 1e-10, 3);
-        assert_eq!(minimum.iterations, 3);
+        let minimum = minimise(&mut quadratic, start.copy(), 1e-10, 0.0, 2);
+        assert_eq!(minimum.iterations, 2);
         assert!(minimum.gradient_norm > 1e-10);
-        let minimum = minimise(&mut Slope(quadratic.right), start, 1e-10, 100);
+        let minimum = minimise(&mut Slope(quadratic.right), start, 1e-10, 0.0, 100);
         assert_eq!(minimum.iterations, 1);
     }
 
@@ -299,7 +300,7 @@ mod tests {
         let mut quadratic = Quadratic::new(3);
         quadratic.right = quadratic.right.zeros_like();
         let start = quadratic.right.copy();
-        let minimum = minimise(&mut quadratic, start, 0.0, 100);
+        let minimum = minimise(&mut quadratic, start, 0.0, 0.0, 100);
         assert_eq!((minimum.iterations, minimum.gradient_norm), (0, 0.0));
     }
 }

@@ -195,6 +195,17 @@ fn ref_tracin_is_that_of_captum_and_dattri() {
     golden.assert_entries(&entries, &scores, factor, 1e-6);
 }
 
+fn lissa(deflation: bool) -> Solver {
+    Solver::Lissa(LissaSettings {
+        depth: 20_000,
+        repeats: 1,
+        batch_size: None,
+        scale: None,
+        deflation,
+        tolerance: 1e-8,
+    })
+}
+
 fn tight() -> Vec<Solver> {
     vec![
         Solver::Exact,
@@ -205,14 +216,10 @@ fn tight() -> Vec<Solver> {
         Solver::Arnoldi(Arnoldi {
             iterations: 200,
             rank: 200,
+            complement: false,
         }),
-        Solver::Lissa(LissaSettings {
-            depth: 20_000,
-            repeats: 1,
-            batch_size: None,
-            scale: None,
-            tolerance: 1e-8,
-        }),
+        lissa(true),
+        lissa(false),
     ]
 }
 
@@ -251,6 +258,25 @@ fn ref_influence_of_every_solver_is_that_of_dattri_and_pydvl() {
         STEPS as f64,
         1e-4,
     );
+}
+
+/// What a Krylov space of low rank misses, with and without what lies outside of it.
+#[test]
+fn ref_a_small_krylov_space_is_closer_when_what_lies_outside_counts_as_flat() {
+    let golden = Golden::read();
+    let damping = DampingParam::Absolute(golden.damping());
+    let error = |rank: usize, complement: bool| {
+        let solver = Solver::Arnoldi(Arnoldi {
+            iterations: rank.max(60),
+            rank,
+            complement,
+        });
+        let scores = golden.hif(solver, Curved::GaussNewton, damping);
+        golden.difference("gauss_newton.own", &scores, STEPS as f64)
+    };
+    let (alone, with) = (error(20, false), error(20, true));
+    assert!(with < 0.2 * alone && with < 0.05, "{alone} {with}");
+    assert!(error(200, true) < 1e-6);
 }
 
 #[test]

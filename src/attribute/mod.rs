@@ -135,7 +135,7 @@ pub fn cached(
         open.check_keys(&path, &scores.train_keys, &scores.test_keys)?;
         let made_from = scores.provenance.get("reference_run");
         if made_from.and_then(|v| v.as_str()) == Some(&reference.id) {
-            if let Some(settings) = scores.provenance.get("settings") {
+            if let Some(settings) = scores.provenance.get("options") {
                 eprintln!(
                     "note: the kept scores of {} were made with {settings}",
                     name(method)

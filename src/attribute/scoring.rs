@@ -83,7 +83,7 @@ pub fn scores(
     }
     let note = settings_note(request.settings, request.unit);
     if note.as_object().is_some_and(|entries| !entries.is_empty()) {
-        scores.provenance.insert("settings".into(), note);
+        scores.provenance.insert("options".into(), note);
     }
     Ok(scores)
 }
@@ -253,13 +253,15 @@ impl Scoring<'_> {
                 repeats: count(s.repeats, 1),
                 batch_size: s.batch_size.map(|n| n as usize),
                 scale: s.scale,
-                tolerance: s.tolerance.unwrap_or(0.1),
+                deflation: !s.no_deflation,
+                tolerance: s.tolerance.unwrap_or(0.01),
             }),
             Method::HifArnoldi => {
-                let iterations = count(s.iterations, 60);
+                let iterations = count(s.iterations, 30);
                 Solver::Arnoldi(Arnoldi {
                     iterations,
-                    rank: count(s.rank, iterations.min(30)),
+                    rank: count(s.rank, iterations.min(20)),
+                    complement: s.complement,
                 })
             }
             Method::HifEkfac => Solver::Factored(Factored::Ekfac(drawn)),
@@ -399,7 +401,10 @@ impl Scoring<'_> {
     }
 
     fn pbrf(&self) -> Result<Scores> {
-        let model = self.last_model()?;
+        // 32 bits do not resolve the minimum on a model that fits well.
+        let (_, last) =
+            (self.checkpoints.last()).context("the reference run has no checkpoints")?;
+        let model = Transformer::open_double(&weights_in(last)?, self.device)?;
         let s = self.settings();
         let steps = self.reference.curriculum.len();
         let mut params = PbrfParams::new(self.params.reference_learning_rate, steps as u32)
@@ -436,6 +441,8 @@ pub fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
         "depth": settings.depth,
         "repeats": settings.repeats,
         "scale": settings.scale,
+        "complement": settings.complement.then_some(true),
+        "no_deflation": settings.no_deflation.then_some(true),
         "labels": debug(settings.labels.as_ref().map(|v| v as _)),
         "draws": settings.draws,
         "optimizer": debug(settings.optimizer.as_ref().map(|v| v as _)),

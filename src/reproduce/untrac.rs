@@ -24,6 +24,7 @@ use simfluence_models::Task;
 use simfluence_recorder::{read_artifact, write_atomically, write_plan};
 use simfluence_simulators::curves::LossCurves;
 use simfluence_simulators::leave_out::LeaveOutParams;
+use simfluence_simulators::units::Unit;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -171,14 +172,14 @@ fn of_setting(
 }
 
 /// Examples of a unit that a run trained on.
-fn trained(unit: &simfluence_simulators::leave_out::Unit, run: &Run) -> usize {
-    let most = unit.examples.iter().max().map_or(0, |&id| id as usize + 1);
+fn trained(unit: &Unit, run: &Run) -> usize {
+    let most = unit.members.iter().max().map_or(0, |&id| id as usize + 1);
     let steps = run.curriculum.steps().iter();
     let most = steps
         .flat_map(|step| &step.batch)
         .fold(most, |most, &id| most.max(id as usize + 1));
     let exposure = run.curriculum.total_exposure(most);
-    let examples = unit.examples.iter();
+    let examples = unit.members.iter();
     examples.filter(|&&id| exposure[id as usize] > 0.0).count()
 }
 

@@ -32,6 +32,8 @@ pub struct Method<'a> {
     pub fit_seconds: Option<f64>,
     /// Peak memory of fitting or attributing, bytes.
     pub peak_bytes: Option<u64>,
+    /// Gradients evaluated while attributing: examples that went forward and backward.
+    pub gradient_evaluations: Option<u64>,
 }
 
 impl<'a> Method<'a> {
@@ -42,6 +44,7 @@ impl<'a> Method<'a> {
             simulator,
             fit_seconds: None,
             peak_bytes: None,
+            gradient_evaluations: None,
         }
     }
 }
@@ -202,6 +205,8 @@ pub struct MethodCosts {
     pub simulate_seconds: f64,
     /// Peak memory of fitting or attributing, bytes.
     pub peak_bytes: Option<u64>,
+    /// Gradients evaluated while attributing: examples that went forward and backward.
+    pub gradient_evaluations: Option<u64>,
 }
 
 /// The whole comparison.
@@ -319,6 +324,7 @@ pub fn compare(
             fit_seconds: method.fit_seconds,
             simulate_seconds: start.elapsed().as_secs_f64(),
             peak_bytes: method.peak_bytes,
+            gradient_evaluations: method.gradient_evaluations,
         });
         names.push(method.name.clone());
         scores.push(score_all(&method.name, &judged, &simulated)?);

@@ -132,7 +132,7 @@ pub fn csv(comparison: &Comparison) -> Result<String, csv::Error> {
             format!("{name}_high"),
         ]);
     }
-    heading.extend(["fit_seconds", "simulate_seconds", "peak_bytes"].map(String::from));
+    heading.extend(COSTS.map(String::from));
     writer.write_record(&heading)?;
     for block in &comparison.blocks {
         for row in &block.rows {
@@ -163,15 +163,23 @@ fn estimate_fields(estimate: Option<Estimate>) -> [String; 3] {
     ]
 }
 
-fn cost_fields(comparison: &Comparison, method: &str) -> [String; 3] {
+/// Columns of costs in CSV.
+const COSTS: [&str; 4] = [
+    "fit_seconds",
+    "simulate_seconds",
+    "peak_bytes",
+    "gradient_evaluations",
+];
+
+fn cost_fields(comparison: &Comparison, method: &str) -> [String; 4] {
     let cost = comparison.costs.iter().find(|cost| cost.method == method);
     let seconds = |value: Option<f64>| value.map(|v| v.to_string()).unwrap_or_default();
+    let count = |value: Option<u64>| value.map(|v| v.to_string()).unwrap_or_default();
     [
         seconds(cost.and_then(|c| c.fit_seconds)),
         seconds(cost.map(|c| c.simulate_seconds)),
-        cost.and_then(|c| c.peak_bytes)
-            .map(|b| b.to_string())
-            .unwrap_or_default(),
+        count(cost.and_then(|c| c.peak_bytes)),
+        count(cost.and_then(|c| c.gradient_evaluations)),
     ]
 }
 
@@ -287,18 +295,25 @@ fn costs_table(comparison: &Comparison) -> Table {
     let mut table = new_table();
     set_header(
         &mut table,
-        ["method", "fit (s)", "simulate (s)", "peak memory (MiB)"],
+        [
+            "method",
+            "fit (s)",
+            "simulate (s)",
+            "peak memory (MiB)",
+            "gradients",
+        ],
     );
     for cost in &comparison.costs {
         let mebibytes = cost
             .peak_bytes
             .map(|bytes| bytes as f64 / f64::from(1 << 20));
-        let cells = [cost.fit_seconds, Some(cost.simulate_seconds), mebibytes];
-        add_row(
-            &mut table,
-            &cost.method,
-            cells.map(|value| show(value, None)),
-        );
+        let [fit, simulate, memory] =
+            [cost.fit_seconds, Some(cost.simulate_seconds), mebibytes].map(|v| show(v, None));
+        let gradients = match cost.gradient_evaluations {
+            Some(count) => count.to_string(),
+            None => show(None, None),
+        };
+        add_row(&mut table, &cost.method, [fit, simulate, memory, gradients]);
     }
     table
 }

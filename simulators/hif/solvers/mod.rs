@@ -11,7 +11,7 @@ mod lissa;
 pub use conjugate_gradients::{ConjugateGradients, Solved, conjugate_gradients};
 pub use dense::{Dense, dense};
 pub use lanczos::{Krylov, lanczos};
-pub use lissa::{Lissa, LissaSolved, lissa};
+pub use lissa::{Deflation, Lissa, LissaSolved, lissa};
 
 use simfluence_models::{Curvature, Model};
 use tch::{Kind, Tensor};

@@ -105,6 +105,15 @@ impl Transformer {
         Ok(Self::new(weights, device.open()?))
     }
 
+    /// As [`Transformer::open`], computing in 64 bits: for what 32 do not resolve.
+    ///
+    /// # Errors
+    /// A device that cannot be used.
+    pub fn open_double(weights: &Weights, device: crate::Device) -> Result<Self, DeviceError> {
+        crate::native::keep_memory();
+        Ok(Self::with_kind(weights, device.open()?, Kind::Double))
+    }
+
     /// As [`Transformer::new`], computing in `kind` (64-bit floats for tests of gradients).
     pub fn with_kind(weights: &Weights, device: tch::Device, kind: Kind) -> Self {
         let architecture = *weights.architecture();

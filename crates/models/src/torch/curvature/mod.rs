@@ -284,6 +284,21 @@ mod tests {
         check_hessian(&model, &examples(7, 1));
     }
 
+    #[test]
+    fn a_product_with_the_hessian_of_a_scalar_is_that_of_the_loss_it_is() {
+        let model = Transformer::with_kind(&weights(true), Device::Cpu, Kind::Double);
+        let examples = examples(7, 1);
+        let kind = CurvatureKind::Hessian;
+        let curvature = Curvature::new(&model, &examples, &WEIGHTS, kind, &settings()).unwrap();
+        let vector = vectors(&model, 1);
+        let batch = model.batch(&examples.iter().collect::<Vec<_>>());
+        let loss = model.outputs(&batch, None).losses();
+        let loss = loss.dot(&Tensor::from_slice(&WEIGHTS));
+        let product = super::hessian_product(&model, &loss, &vector.get(0));
+        let expected = curvature.times(&vector).get(0);
+        assert!(largest_difference(&product, &expected) < 1e-11);
+    }
+
     /// `Σ_k w_k J_kᵀ H_k J_k v` with the Jacobian row by row and the Hessian of the loss written
     /// out.
     fn brute_force<M: Model>(model: &M, examples: &[M::Example], vector: &Tensor) -> Tensor {
