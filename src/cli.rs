@@ -38,6 +38,8 @@ pub enum Command {
     Whatif(WhatifArgs),
     /// Judge methods by how well they predict real runs.
     Compare(CompareArgs),
+    /// Do a published experiment again and show it beside the published numbers.
+    Reproduce(ReproduceArgs),
 }
 
 /// How results are printed.
@@ -409,7 +411,7 @@ pub enum OptimizerArg {
 }
 
 /// Settings of the attribution methods; each belongs to some of them only.
-#[derive(Debug, Args, PartialEq, Default)]
+#[derive(Debug, Clone, Args, PartialEq, Default)]
 #[command(next_help_heading = "Settings of methods")]
 pub struct MethodSettings {
     /// graddot, tracin-cp, hif: also keep the scores of each layer.
@@ -474,6 +476,9 @@ pub struct MethodSettings {
     /// hif-lissa: the published recursion, without solving the dominant directions at once.
     #[arg(long)]
     pub no_deflation: bool,
+    /// hif: take the curvature over so many of the training examples only (default: all).
+    #[arg(long, value_name = "N")]
+    pub curvature_examples: Option<u32>,
     /// hif-ekfac, -kfac, -diagonal: labels of the gradients (default: sampled).
     #[arg(long, value_enum)]
     pub labels: Option<LabelsArg>,
@@ -501,9 +506,18 @@ pub struct MethodSettings {
     #[arg(long)]
     pub from_base: bool,
     /// untrac-inv: `dataset` (default) unlearns each test dataset as one, `example` each test
-    /// example alone.
+    /// example alone. hif: `dataset` solves for the mean loss of each test dataset, `example`
+    /// (default) for each test example.
     #[arg(long, value_name = "UNIT")]
     pub test_unit: Option<String>,
+    /// untrac, untrac-inv: measure the losses after every so many steps and the last (default 1);
+    /// changes what it costs, not the scores.
+    #[arg(long, value_name = "STEPS")]
+    pub curve_every: Option<u32>,
+    /// untrac, empirical, pbrf: units hold only examples that the reference run trained on;
+    /// others get no score.
+    #[arg(long)]
+    pub trained_only: bool,
     /// untrac, untrac-inv: where the losses along the ascent go (safetensors).
     #[arg(long, value_name = "FILE")]
     pub curves: Option<PathBuf>,
@@ -766,6 +780,48 @@ pub struct CompareArgs {
     #[command(flatten)]
     pub split: SplitArgs,
     /// How the table is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// Published experiments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Experiment {
+    /// Isonuma & Titov 2024: which of four fine-tuning tasks lower the loss of a fifth, by
+    /// leave-one-out, UnTrac, UnTrac-Inv and the methods that they are compared with.
+    UntracFinetuning,
+}
+
+/// Arguments of `reproduce`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence reproduce untrac-finetuning --out untrac --jobs 2\n  simfluence reproduce untrac-finetuning --out untrac --jobs 2 --data ag_news_test.csv\n\nEverything is kept in the folder: interrupted, or asked for more seeds or methods, the same command does only what is new."
+)]
+pub struct ReproduceArgs {
+    /// The experiment.
+    #[arg(value_enum)]
+    pub experiment: Experiment,
+    /// Folder for run sets, results, tables and pictures; made if it is not there.
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// News with the columns class, title and description and no header line (AG News): also with
+    /// eight training datasets, four of them news.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Runs that methods are applied to, and retrainings behind the truth (2 to 16).
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=16))]
+    pub seeds: u32,
+    /// Trainings, and attributions, at a time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub jobs: u32,
+    /// The methods (default: all but hif-exact and pbrf, and with --data, for the eight datasets,
+    /// all but hif-cg and hif-lissa besides: they would take too long). With untrac or untrac-inv their optimisers and learning rates are swept, too.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub methods: Vec<AttributionMethod>,
+    /// Another task file for the number tasks than the built-in one, a smaller one for instance.
+    #[arg(long, value_name = "FILE")]
+    pub task: Option<PathBuf>,
+    /// How the result is printed; the folder gets it in all three forms.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
 }

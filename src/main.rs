@@ -18,6 +18,7 @@ mod plan;
 mod progress;
 mod record;
 mod report;
+mod reproduce;
 mod runs;
 mod simulate;
 #[cfg(feature = "torch")]
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Simulate(args) => simulate::run(args),
         Command::Whatif(args) => whatif::run(args, &progress),
         Command::Compare(args) => compare::run(args, &progress),
+        Command::Reproduce(args) => reproduce::run(args, &progress),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

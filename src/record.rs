@@ -34,7 +34,7 @@ mod recording {
     };
     use std::path::Path;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, Once};
     use std::time::Instant;
 
     /// Everything that all runs of a recording have in common.
@@ -81,7 +81,9 @@ mod recording {
             progress,
             stop: stop_on_interrupt()?,
         };
-        recording.record_all(&plan, args.jobs as usize)
+        let recorded = recording.record_all(&plan, args.jobs as usize);
+        *RECORDING.lock().expect("no panic with it") = None;
+        recorded
     }
 
     /// The runs to record: of a plan file, or of the task's design; only those asked for.
@@ -153,12 +155,27 @@ mod recording {
         Ok(write_atomically(&folder.join("task.toml"), &text)?)
     }
 
-    /// Ctrl-C ends the runs that are under way after their current step.
+    /// Set while Ctrl-C ends a recording after the current step of its runs, not the program.
+    static RECORDING: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
+
+    /// Exit status of programs that Ctrl-C ends, as shells report it.
+    const INTERRUPTED: i32 = 130;
+
+    /// Ctrl-C ends the runs that are under way after their current step; after the recording it
+    /// ends the program again.
     fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
+        static LISTENING: Once = Once::new();
+        let mut listening = Ok(());
+        LISTENING.call_once(|| {
+            listening =
+                ctrlc::set_handler(|| match &*RECORDING.lock().expect("no panic with it") {
+                    Some(stop) => stop.store(true, Ordering::SeqCst),
+                    None => std::process::exit(INTERRUPTED),
+                });
+        });
+        listening.context("cannot listen for Ctrl-C")?;
         let stop = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&stop);
-        ctrlc::set_handler(move || seen.store(true, Ordering::SeqCst))
-            .context("cannot listen for Ctrl-C")?;
+        *RECORDING.lock().expect("no panic with it") = Some(Arc::clone(&stop));
         Ok(stop)
     }
 

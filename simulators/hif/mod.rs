@@ -15,6 +15,8 @@
 
 mod params;
 #[cfg(feature = "torch")]
+mod queries;
+#[cfg(feature = "torch")]
 mod scores;
 #[cfg(feature = "torch")]
 pub mod solvers;

@@ -172,7 +172,10 @@ pub struct HifParams {
     pub damping: DampingParam,
     /// The solver.
     pub solver: Solver,
-    /// Seed of everything drawn: labels, start of Krylov spaces, mini-batches; default 0.
+    /// Training examples that the curvature is taken over, drawn from all that were trained on;
+    /// default `None`: all. At least 1.
+    pub curvature_examples: Option<usize>,
+    /// Seed of everything drawn: those examples, labels, start of Krylov spaces, mini-batches; default 0.
     pub seed: u64,
 }
 
@@ -188,6 +191,7 @@ impl HifParams {
             curvature: Curved::GaussNewton,
             damping: DampingParam::Relative(relative),
             solver,
+            curvature_examples: None,
             seed: 0,
         }
     }
@@ -250,6 +254,8 @@ impl Hif {
             })
         };
         positive("damping", damping)?;
+        let examples = params.curvature_examples.unwrap_or(1);
+        count("examples for the curvature", examples)?;
         match params.solver {
             Solver::Exact => {}
             Solver::ConjugateGradients(settings) => {

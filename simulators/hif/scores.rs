@@ -4,18 +4,21 @@ use super::params::{
     Arnoldi, ConjugateGradientSettings, Curved, DampingParam, Drawn, Factored, Hif, HifError,
     LissaSettings, Solver,
 };
+use super::queries::Queries;
 use super::solvers::{
     ConjugateGradients, Deflation, Krylov, LinearOperator, Lissa, SolveError, conjugate_gradients,
     dense, lanczos, lissa,
 };
-use crate::attribution::{Attributed, by_token, note_cost};
+use crate::attribution::{Attributed, AttributionError, by_token, note_cost};
+use crate::units::Units;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use simfluence_core::{Progress, Scores, TokenScores};
 use simfluence_models::{
     Curvature, CurvatureKind, Damping, FactorKind, InnerProducts, Labels, Metric, Model, Wanted,
-    fit_factors, per_example_gradients, products_with_vectors,
+    fit_factors, products_with_vectors,
 };
 use tch::Tensor;
 
@@ -69,23 +72,79 @@ impl Hif {
         layers: bool,
         progress: &dyn Progress,
     ) -> Result<Scores, HifError> {
+        let queries = Queries { of, units: None };
+        self.scores_of(&queries, exposures, steps, layers, progress)
+    }
+
+    /// The scores of every training example for the mean loss of each unit of test examples: all
+    /// members of a unit have the mean of what [`Hif::scores`] gives them. One system is solved
+    /// per unit instead of one per test example, which makes the iterative solvers affordable.
+    ///
+    /// # Errors
+    /// As [`Hif::scores`]; units that are not among the test examples.
+    pub fn scores_of_units<M: Model>(
+        &self,
+        of: &Attributed<'_, M>,
+        test_units: &Units,
+        exposures: &[f64],
+        steps: usize,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Scores, HifError> {
+        test_units
+            .check(of.test.len())
+            .map_err(AttributionError::from)?;
+        let units = Some(test_units);
+        let queries = Queries { of, units };
+        self.scores_of(&queries, exposures, steps, layers, progress)
+    }
+
+    fn scores_of<M: Model>(
+        &self,
+        queries: &Queries<'_, M>,
+        exposures: &[f64],
+        steps: usize,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<Scores, HifError> {
+        let of = queries.of;
         let weights = weights_of(of, exposures, steps)?;
+        let weights = self.drawn_weights(weights);
         let solution = match self.params.solver {
             Solver::Factored(factored) => {
                 let wanted = Wanted {
                     layers,
                     ..Wanted::default()
                 };
-                self.factored(of, &weights, factored, wanted, of, progress)?
+                self.factored(queries, &weights, factored, wanted, of, progress)?
             }
-            Solver::Arnoldi(settings) => self.arnoldi(of, &weights, settings, layers, progress)?,
-            Solver::Exact => self.exact(of, &weights, layers, progress)?,
+            Solver::Arnoldi(settings) => {
+                self.arnoldi(queries, &weights, settings, layers, progress)?
+            }
+            Solver::Exact => self.exact(queries, &weights, layers, progress)?,
             Solver::ConjugateGradients(settings) => {
-                self.conjugate_gradients(of, &weights, settings, layers, progress)?
+                self.conjugate_gradients(queries, &weights, settings, layers, progress)?
             }
-            Solver::Lissa(settings) => self.lissa(of, &weights, settings, layers, progress)?,
+            Solver::Lissa(settings) => self.lissa(queries, &weights, settings, layers, progress)?,
         };
-        self.finish(of, solution, steps)
+        self.finish(queries, solution, steps)
+    }
+
+    /// The weights of the examples that curvature is taken over: all, or some drawn with equal
+    /// chances that stand for the others, too.
+    fn drawn_weights(&self, weights: Vec<f64>) -> Vec<f64> {
+        let mut ids: Vec<usize> = (0..weights.len()).filter(|&i| weights[i] > 0.0).collect();
+        let count = match self.params.curvature_examples {
+            Some(count) if count < ids.len() => count,
+            _ => return weights,
+        };
+        let scale = ids.len() as f64 / count as f64;
+        ids.shuffle(&mut ChaCha8Rng::seed_from_u64(self.params.seed ^ 0xd4a3));
+        let mut drawn = vec![0.0; weights.len()];
+        for &i in &ids[..count] {
+            drawn[i] = weights[i] * scale;
+        }
+        drawn
     }
 
     /// The scores of every target token of every training example by factored curvature; they sum
@@ -110,7 +169,8 @@ impl Hif {
         };
         let weights = weights_of(of, exposures, steps)?;
         let wanted = by_token(test_tokens);
-        let solution = self.factored(of, &weights, factored, wanted, of, progress)?;
+        let queries = Queries { of, units: None };
+        let solution = self.factored(&queries, &weights, factored, wanted, of, progress)?;
         let rate = self.params.gradients.reference_learning_rate;
         let products = solution.products.products.iter();
         let values = products.map(|v| v / steps as f32).collect();
@@ -146,25 +206,32 @@ impl Hif {
             layers,
             ..Wanted::default()
         };
-        let solution = self.factored(of, &weights, factored, wanted, scored, progress)?;
-        self.finish(scored, solution, steps)
+        let queries = Queries { of, units: None };
+        let solution = self.factored(&queries, &weights, factored, wanted, scored, progress)?;
+        let scored = Queries {
+            of: scored,
+            units: None,
+        };
+        self.finish(&scored, solution, steps)
     }
 
     fn finish<M: Model>(
         &self,
-        of: &Attributed<'_, M>,
+        queries: &Queries<'_, M>,
         solution: Solution,
         steps: usize,
     ) -> Result<Scores, HifError> {
-        let per_step =
-            |values: Vec<f32>| -> Vec<f32> { values.iter().map(|v| v / steps as f32).collect() };
+        let per_step = |values: Vec<f32>| -> Vec<f32> {
+            let values = queries.spread(values);
+            values.iter().map(|v| v / steps as f32).collect()
+        };
         let rate = self.params.gradients.reference_learning_rate;
         let values = per_step(solution.products.products);
         let method = match self.params.curvature {
             Curved::GaussNewton => self.params.solver.method().to_owned(),
             Curved::Hessian => format!("{}-hessian", self.params.solver.method()),
         };
-        let mut scores = of.axes.scores(&method, rate, true, values)?;
+        let mut scores = queries.axes().scores(&method, rate, true, values)?;
         scores.layers = (solution.products.layers.into_iter())
             .map(|(layer, values)| (layer, per_step(values)))
             .collect();
@@ -201,7 +268,7 @@ impl Hif {
 
     fn factored<M: Model>(
         &self,
-        of: &Attributed<'_, M>,
+        queries: &Queries<'_, M>,
         weights: &[f64],
         factored: Factored,
         wanted: Wanted,
@@ -219,7 +286,7 @@ impl Hif {
             Drawn::Given => Labels::Given,
             Drawn::Expected => Labels::Expected,
         };
-        let settings = self.params.gradients.settings();
+        let (of, settings) = (queries.of, self.params.gradients.settings());
         let factors = fit_factors(
             of.model, of.train, weights, kind, labels, &settings, progress,
         )?;
@@ -227,8 +294,12 @@ impl Hif {
             DampingParam::Absolute(damping) => Damping::Absolute(damping),
             DampingParam::Relative(factor) => Damping::Relative(factor),
         };
-        let inverse = factors.inverse(damping)?;
-        let products = self.products(scored, &inverse, wanted, progress)?;
+        let products = if queries.units.is_some() {
+            let solved = factors.solve(&queries.gradients()?, damping)?;
+            self.against(queries, &solved, wanted.layers, progress)?
+        } else {
+            self.products(scored, &factors.inverse(damping)?, wanted, progress)?
+        };
         let blocks: Vec<Value> = (factors.layers().iter())
             .map(|l| {
                 json!({"layer": l.layer, "smallest": l.smallest, "mean": l.mean,
@@ -253,10 +324,29 @@ impl Hif {
         Ok(of.products(metric, wanted, &self.params.gradients, progress)?)
     }
 
+    /// `g_q · g_i`.
+    fn plain<M: Model>(
+        &self,
+        queries: &Queries<'_, M>,
+        layers: bool,
+        progress: &dyn Progress,
+    ) -> Result<InnerProducts, HifError> {
+        match queries.units {
+            Some(_) => self.against(queries, &queries.gradients()?, layers, progress),
+            None => {
+                let wanted = Wanted {
+                    layers,
+                    ..Wanted::default()
+                };
+                self.products(queries.of, &Metric::Identity, wanted, progress)
+            }
+        }
+    }
+
     /// `v_q · g_i` for solved vectors, with what solving them cost.
     fn against<M: Model>(
         &self,
-        of: &Attributed<'_, M>,
+        queries: &Queries<'_, M>,
         solved: &Tensor,
         layers: bool,
         progress: &dyn Progress,
@@ -266,7 +356,7 @@ impl Hif {
             norms: false,
             ..Wanted::default()
         };
-        let settings = self.params.gradients.settings();
+        let (of, settings) = (queries.of, self.params.gradients.settings());
         let mut found =
             products_with_vectors(of.model, of.train, solved, wanted, &settings, progress)?;
         found.gradient_evaluations += of.test.len() as u64;
@@ -275,23 +365,23 @@ impl Hif {
 
     fn exact<M: Model>(
         &self,
-        of: &Attributed<'_, M>,
+        queries: &Queries<'_, M>,
         weights: &[f64],
         layers: bool,
         progress: &dyn Progress,
     ) -> Result<Solution, HifError> {
-        let curvature = self.curvature(of, weights)?;
-        let right = per_example_gradients(of.model, of.test)?;
+        let curvature = self.curvature(queries.of, weights)?;
+        let right = queries.gradients()?;
         let watched = Watched {
             curvature: &curvature,
             progress,
         };
-        let parameters = of.model.layout().parameter_count();
+        let parameters = queries.of.model.layout().parameter_count();
         progress.begin("curvature products", parameters as u64);
         let solved = dense(&watched, |largest| self.damping(largest), &right)?;
         progress.end();
         Ok(Solution {
-            products: self.against(of, &solved.solution, layers, progress)?,
+            products: self.against(queries, &solved.solution, layers, progress)?,
             report: json!({"damping": solved.damping, "smallest_eigenvalue": solved.smallest,
                 "largest_eigenvalue": solved.largest}),
             gradient_evaluations: curvature.gradient_evaluations(),
@@ -327,15 +417,15 @@ impl Hif {
 
     fn conjugate_gradients<M: Model>(
         &self,
-        of: &Attributed<'_, M>,
+        queries: &Queries<'_, M>,
         weights: &[f64],
         settings: ConjugateGradientSettings,
         layers: bool,
         progress: &dyn Progress,
     ) -> Result<Solution, HifError> {
-        let curvature = self.curvature(of, weights)?;
+        let curvature = self.curvature(queries.of, weights)?;
         let (krylov, damping) = self.spectrum(&curvature, "conjugate gradients", progress)?;
-        let right = per_example_gradients(of.model, of.test)?;
+        let right = queries.gradients()?;
         let settings = ConjugateGradients {
             tolerance: settings.tolerance,
             iterations: settings.iterations,
@@ -345,12 +435,12 @@ impl Hif {
             progress,
         };
         // At most so many, and one to check.
-        let most = (settings.iterations + 1) * of.test.len();
+        let most = (settings.iterations + 1) * queries.count();
         progress.begin("curvature products", most as u64);
         let solved = conjugate_gradients(&watched, damping, &right, &settings)?;
         progress.end();
         Ok(Solution {
-            products: self.against(of, &solved.solution, layers, progress)?,
+            products: self.against(queries, &solved.solution, layers, progress)?,
             report: json!({"damping": damping, "residual": solved.residual,
                 "iterations": solved.iterations, "smallest_ritz_value": krylov.smallest(),
                 "largest_ritz_value": krylov.largest(), "settings": self.params.solver}),
@@ -360,13 +450,13 @@ impl Hif {
 
     fn lissa<M: Model>(
         &self,
-        of: &Attributed<'_, M>,
+        queries: &Queries<'_, M>,
         weights: &[f64],
         settings: LissaSettings,
         layers: bool,
         progress: &dyn Progress,
     ) -> Result<Solution, HifError> {
-        let whole = self.curvature(of, weights)?;
+        let whole = self.curvature(queries.of, weights)?;
         let (krylov, damping) = self.spectrum(&whole, "LiSSA", progress)?;
         let deflation = match (settings.deflation, settings.batch_size, settings.scale) {
             (true, None, None) => Deflation::of(&krylov, damping),
@@ -378,13 +468,13 @@ impl Hif {
             (None, None, None) => 1.1 * krylov.largest() + damping,
             (None, None, Some(_)) => 2.2 * krylov.largest() + damping,
         };
-        let right = per_example_gradients(of.model, of.test)?;
+        let right = queries.gradients()?;
         let recursion = Lissa {
             depth: settings.depth,
             repeats: settings.repeats,
             tolerance: settings.tolerance,
         };
-        let most = settings.depth * settings.repeats * of.test.len();
+        let most = settings.depth * settings.repeats * queries.count();
         progress.begin("curvature products", most as u64);
         let watched = Watched {
             curvature: &whole,
@@ -397,7 +487,7 @@ impl Hif {
                 (solved, 0)
             }
             Some(size) => {
-                let parts = self.mini_batches(of, weights, size)?;
+                let parts = self.mini_batches(queries.of, weights, size)?;
                 let mut rng = ChaCha8Rng::seed_from_u64(self.params.seed);
                 let rounds = settings.depth * settings.repeats;
                 let order: Vec<usize> = (0..rounds)
@@ -431,7 +521,7 @@ impl Hif {
             .into());
         }
         Ok(Solution {
-            products: self.against(of, &solved.solution, layers, progress)?,
+            products: self.against(queries, &solved.solution, layers, progress)?,
             report: json!({"damping": damping, "scale": scale, "residual": residual,
                 "iterations": solved.iterations, "change": solved.change,
                 "deflated_pairs": deflation.as_ref().map_or(0, Deflation::len),
@@ -467,13 +557,13 @@ impl Hif {
 
     fn arnoldi<M: Model>(
         &self,
-        of: &Attributed<'_, M>,
+        queries: &Queries<'_, M>,
         weights: &[f64],
         settings: Arnoldi,
         layers: bool,
         progress: &dyn Progress,
     ) -> Result<Solution, HifError> {
-        let curvature = self.curvature(of, weights)?;
+        let curvature = self.curvature(queries.of, weights)?;
         let watched = Watched {
             curvature: &curvature,
             progress,
@@ -504,16 +594,21 @@ impl Hif {
         // The space is the same for all: test gradients are projected into it and back.
         let wanted = Wanted::default();
         let engine = self.params.gradients.settings();
-        let test = products_with_vectors(of.model, of.test, &basis, wanted, &engine, progress)?;
+        let of = queries.of;
+        let projected = if queries.units.is_some() {
+            queries.gradients()?.matmul(&basis.transpose(0, 1))
+        } else {
+            let test = products_with_vectors(of.model, of.test, &basis, wanted, &engine, progress)?;
+            Tensor::from_slice(&test.products)
+                .view([of.test.len() as i64, kept.len() as i64])
+                .to_kind(basis.kind())
+        };
         let inverse: Vec<f64> = kept
             .iter()
             .map(|&k| 1.0 / (krylov.values[k] + damping))
             .collect();
         let inverse = Tensor::from_slice(&inverse).to_kind(basis.kind());
         let rest = settings.complement.then_some(1.0 / damping);
-        let projected = Tensor::from_slice(&test.products)
-            .view([of.test.len() as i64, kept.len() as i64])
-            .to_kind(basis.kind());
         let inverse = match rest {
             // Outside of the space the curvature counts as 0, its damped inverse as 1/δ.
             Some(rest) => inverse - rest,
@@ -521,7 +616,7 @@ impl Hif {
         };
         let mut products = if layers {
             let solved = (projected * inverse).matmul(&basis);
-            self.against(of, &solved, true, progress)?
+            self.against(queries, &solved, true, progress)?
         } else {
             let train =
                 products_with_vectors(of.model, of.train, &basis, wanted, &engine, progress)?;
@@ -532,17 +627,12 @@ impl Hif {
             InnerProducts {
                 products: Vec::try_from(scores.to_kind(tch::Kind::Float).reshape([-1]))
                     .expect("real numbers"),
-                gradient_evaluations: train.gradient_evaluations,
+                gradient_evaluations: train.gradient_evaluations + of.test.len() as u64,
                 ..InnerProducts::default()
             }
         };
-        products.gradient_evaluations += test.gradient_evaluations;
         if let Some(rest) = rest {
-            let wanted = Wanted {
-                layers,
-                ..Wanted::default()
-            };
-            let plain = self.products(of, &Metric::Identity, wanted, progress)?;
+            let plain = self.plain(queries, layers, progress)?;
             add_scaled(&mut products, &plain, rest as f32);
         }
         let worst = kept

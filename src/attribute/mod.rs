@@ -17,7 +17,7 @@ pub mod ideal;
 #[cfg(feature = "torch")]
 mod replay;
 #[cfg(feature = "torch")]
-mod scoring;
+pub mod scoring;
 mod settings;
 #[cfg(feature = "torch")]
 mod tokens;
@@ -43,6 +43,8 @@ pub struct Request<'a> {
     pub seed: u64,
     /// Where to compute.
     pub device: &'a str,
+    /// LibTorch threads; `None`: as many as there are cores.
+    pub threads: Option<u32>,
 }
 
 /// Runs the subcommand.
@@ -61,6 +63,7 @@ pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
         memory: args.memory_limit,
         seed: args.split.seed,
         device: &args.device,
+        threads: None,
     };
     let scores = compute(&request, &open, reference, progress)?;
     let out = match &args.out {
@@ -169,6 +172,7 @@ pub fn cached(
         memory: args.memory_limit,
         seed: args.split.seed,
         device: &args.device,
+        threads: None,
     };
     let scores = compute(&request, open, reference, progress)?;
     write_artifact(&path, &scores.to_artifact())?;
@@ -220,7 +224,7 @@ fn compute(request: &Request<'_>, _: &OpenRuns, _: &Run, _: &dyn Progress) -> Re
 
 /// The scores, with what computing them cost.
 #[cfg(feature = "torch")]
-fn compute(
+pub fn compute(
     request: &Request<'_>,
     open: &OpenRuns,
     reference: &Run,

@@ -57,7 +57,8 @@ pub fn scores(
     let model = BaseModel::load(&open.set)?;
     let rate = reference.curriculum.mean_learning_rate();
     let rate = rate.with_context(|| format!("run {} has no learning rates", reference.id))?;
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let all_cores = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let threads = request.threads.unwrap_or_else(all_cores);
     let mut params = GradientParams::new(rate).threads(threads);
     if let Some(memory) = request.memory {
         params = params.memory(memory);
@@ -312,6 +313,7 @@ impl Scoring<'_> {
         let settings = self.settings();
         let mut params = HifParams::new(self.params, self.solver());
         params.seed = self.request.seed;
+        params.curvature_examples = settings.curvature_examples.map(|n| n as usize);
         if settings.curvature == Some(CurvatureArg::Hessian) {
             params.curvature = Curved::Hessian;
         }
@@ -330,16 +332,34 @@ impl Scoring<'_> {
         let exposures = self.exposures();
         let steps = self.reference.curriculum.len();
         let of = self.of(&model);
-        let layers = self.settings().layers;
-        let Some((train, axes)) = &self.all else {
-            return Ok(method.scores(&of, &exposures, steps, layers, self.progress)?);
-        };
-        let whole = Attributed {
-            train,
-            axes,
-            ..self.of(&model)
-        };
-        Ok(method.candidate_scores(&whole, &of, &exposures, steps, layers, self.progress)?)
+        let settings = self.settings();
+        let (layers, progress) = (settings.layers, self.progress);
+        if let Some((train, axes)) = &self.all {
+            if settings
+                .test_unit
+                .as_deref()
+                .is_some_and(|unit| unit != "example")
+            {
+                bail!(
+                    "--prefilter scores each test example against its candidates; it does not go with --test-unit"
+                );
+            }
+            let whole = Attributed {
+                train,
+                axes,
+                ..self.of(&model)
+            };
+            let scores =
+                method.candidate_scores(&whole, &of, &exposures, steps, layers, progress)?;
+            return Ok(scores);
+        }
+        Ok(match settings.test_unit.as_deref().unwrap_or("example") {
+            "example" => method.scores(&of, &exposures, steps, layers, progress)?,
+            column => {
+                let units = self.test_units(column)?;
+                method.scores_of_units(&of, &units, &exposures, steps, layers, progress)?
+            }
+        })
     }
 
     fn solver(&self) -> Solver {
@@ -425,13 +445,24 @@ impl Scoring<'_> {
         if let Some(epochs) = s.epochs {
             params = params.epochs(epochs);
         }
+        if let Some(steps) = s.curve_every {
+            params = params.curve_every(steps);
+        }
         params
     }
 
-    /// Units of the training examples, all examples that the reference run trained on or not.
+    fn test_units(&self, unit: &str) -> Result<Units> {
+        Ok(match unit {
+            "example" => Units::each(&self.axes.test_keys)?,
+            column => Units::by(self.open.set.test_examples(), column)?,
+        })
+    }
+
+    /// Units of the training examples; of all of them, whether the reference run trained on them or
+    /// not, unless asked otherwise.
     fn train_units(&self, default: &str) -> Result<Units> {
         let examples = self.open.set.train_examples();
-        Ok(match self.request.unit.unwrap_or(default) {
+        let units = match self.request.unit.unwrap_or(default) {
             "example" => Units::each(&self.axes.train_keys)?,
             column => {
                 if examples
@@ -443,7 +474,17 @@ impl Scoring<'_> {
                 }
                 Units::by(examples, column)?
             }
-        })
+        };
+        if !self.settings().trained_only {
+            return Ok(units);
+        }
+        let exposures = (self.reference.curriculum).total_exposure(self.train.len());
+        let mut units = units.as_slice().to_vec();
+        for unit in &mut units {
+            unit.members.retain(|&id| exposures[id as usize] > 0.0);
+        }
+        units.retain(|unit| !unit.members.is_empty());
+        Ok(Units::new(units)?)
     }
 
     fn untrac(&self) -> Result<Scores> {
@@ -462,10 +503,7 @@ impl Scoring<'_> {
         let model = self.last_model()?;
         let rate = self.params.reference_learning_rate;
         let method = UntracInv::new(self.unlearning(UnlearningParams::untrac_inv(rate)))?;
-        let units = match self.settings().test_unit.as_deref().unwrap_or("dataset") {
-            "example" => Units::each(&self.axes.test_keys)?,
-            column => Units::by(self.open.set.test_examples(), column)?,
-        };
+        let units = self.test_units(self.settings().test_unit.as_deref().unwrap_or("dataset"))?;
         let curves = method.curves(&self.of(&model), &units, self.progress)?;
         if let Some(path) = &self.settings().curves {
             write_artifact(path, &curves.to_artifact())?;
@@ -520,7 +558,7 @@ impl Scoring<'_> {
 
 /// What decides scores besides the method and the run: kept with them, so that others are not
 /// mistaken for them.
-fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
+pub fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
     let text = |v: Option<String>| v.map_or(Value::Null, Value::from);
     let debug = |v: Option<&dyn std::fmt::Debug>| text(v.map(|v| format!("{v:?}").to_lowercase()));
     let mut note = json!({
@@ -548,6 +586,9 @@ fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
         "projection": settings.projection,
         "prefilter": settings.prefilter,
         "test_tokens": settings.test_tokens.then_some(true),
+        "curvature_examples": settings.curvature_examples,
+        "curve_every": settings.curve_every,
+        "trained_only": settings.trained_only.then_some(true),
         "unit": unit,
     });
     if let Some(entries) = note.as_object_mut() {

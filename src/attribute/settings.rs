@@ -60,6 +60,16 @@ const DAMPED: &[AttributionMethod] = &[
     HifDiagonal,
     Pbrf,
 ];
+const TEST_UNITS: &[AttributionMethod] = &[
+    UntracInv,
+    HifExact,
+    HifCg,
+    HifLissa,
+    HifArnoldi,
+    HifEkfac,
+    HifKfac,
+    HifDiagonal,
+];
 const UNLEARNING: &[AttributionMethod] = &[Untrac, UntracInv];
 const WALKING: &[AttributionMethod] = &[Untrac, UntracInv, Empirical];
 
@@ -116,6 +126,11 @@ fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
             s.iterations.is_some(),
             &[HifCg, HifArnoldi, Pbrf],
         ),
+        (
+            "--curvature-examples",
+            s.curvature_examples.is_some(),
+            INFLUENCE,
+        ),
         ("--rank", s.rank.is_some(), &[HifArnoldi]),
         ("--complement", s.complement, &[HifArnoldi]),
         ("--depth", s.depth.is_some(), &[HifLissa]),
@@ -134,7 +149,9 @@ fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
         ("--epochs", s.epochs.is_some(), UNLEARNING),
         ("--steps", s.steps.is_some(), &[Empirical]),
         ("--from-base", s.from_base, &[Empirical]),
-        ("--test-unit", s.test_unit.is_some(), &[UntracInv]),
+        ("--test-unit", s.test_unit.is_some(), TEST_UNITS),
+        ("--trained-only", s.trained_only, &[Untrac, Empirical, Pbrf]),
+        ("--curve-every", s.curve_every.is_some(), UNLEARNING),
         ("--curves", s.curves.is_some(), UNLEARNING),
         (
             "--unit",

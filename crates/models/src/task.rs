@@ -51,6 +51,18 @@ pub enum DataSettings {
     WordOrder(WordOrderSettings),
     /// A CSV or JSON Lines file of the user's.
     Table(TableSettings),
+    /// Several sources together.
+    Mixture(MixtureSettings),
+}
+
+/// Several sources whose examples, and texts to pre-train on, are put one after the other
+/// (`[[data.parts]]`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixtureSettings {
+    /// The sources. Keys must be unique across them; a file given besides the task is read by
+    /// every table among them.
+    pub parts: Vec<DataSettings>,
 }
 
 impl DataSettings {
@@ -67,6 +79,7 @@ impl DataSettings {
             Self::SetMembership(settings) => settings.ranges(),
             Self::WordOrder(settings) => settings.ranges(),
             Self::Table(_) => Vec::new(),
+            Self::Mixture(mixture) => mixture.parts.iter().flat_map(Self::ranges).collect(),
         }
     }
 }
@@ -207,7 +220,11 @@ impl Task {
     /// # Errors
     /// No path for a table, or what [`load_table`] refuses.
     pub fn data(&self, data: Option<&Path>) -> Result<TaskData, TaskError> {
-        match &self.data {
+        self.data_of(&self.data, data)
+    }
+
+    fn data_of(&self, settings: &DataSettings, data: Option<&Path>) -> Result<TaskData, TaskError> {
+        match settings {
             DataSettings::Numbers(settings) => Ok(TaskData {
                 train: numbers::train_examples(settings.train_per_dataset, settings.seed),
                 test: numbers::test_examples(settings.test),
@@ -223,6 +240,16 @@ impl Task {
                             task: self.name.clone(),
                         })?;
                 Ok(load_table(settings, path)?)
+            }
+            DataSettings::Mixture(mixture) => {
+                let mut all = TaskData::default();
+                for part in &mixture.parts {
+                    let part = self.data_of(part, data)?;
+                    all.train.extend(part.train);
+                    all.test.extend(part.test);
+                    all.corpus.push_str(&part.corpus);
+                }
+                Ok(all)
             }
         }
     }
@@ -400,6 +427,47 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("--data"), "{message}");
+    }
+
+    #[test]
+    fn a_mixture_has_the_examples_of_its_parts_one_after_the_other() {
+        let text = r#"
+            name = "m"
+            [data]
+            source = "mixture"
+            [[data.parts]]
+            source = "numbers"
+            train_per_dataset = 2
+            test = 3
+            corpus_lines = 10
+            [[data.parts]]
+            source = "word-order"
+            pairs = 2
+            corpus_lines = 10
+            [training]
+            steps = 2
+        "#;
+        let task = Task::parse(text).unwrap();
+        let parts = ["numbers", "word-order"].map(|source| {
+            let DataSettings::Mixture(mixture) = &task.data else {
+                panic!("{source}: not a mixture");
+            };
+            let part = mixture.parts.iter().find(|part| match part {
+                DataSettings::Numbers(_) => source == "numbers",
+                _ => source == "word-order",
+            });
+            task.data_of(part.unwrap(), None).unwrap()
+        });
+        let all = task.data(None).unwrap();
+        assert_eq!(all.train, [&parts[0].train[..], &parts[1].train].concat());
+        assert_eq!(all.test, [&parts[0].test[..], &parts[1].test].concat());
+        assert_eq!(
+            all.corpus,
+            format!("{}{}", parts[0].corpus, parts[1].corpus)
+        );
+        let wrong = text.replace("train_per_dataset = 2", "train_per_dataset = 300");
+        let message = Task::parse(&wrong).unwrap_err().to_string();
+        assert!(message.contains("data.train_per_dataset"), "{message}");
     }
 
     #[test]
