@@ -243,6 +243,86 @@ fn a_run_set_is_not_mixed_with_another_design() {
     assert!(message.contains("training runs"), "{message}");
 }
 
+fn scores_in(path: &Path) -> simfluence::core::Scores {
+    let bytes = std::fs::read(path).unwrap();
+    let artifact = simfluence::core::Artifact::from_bytes(&bytes).unwrap();
+    simfluence::core::Scores::from_artifact(&artifact).unwrap()
+}
+
+#[test]
+fn scores_by_token_of_low_rank_of_projections_and_of_candidates_are_written() {
+    let folder = task();
+    let path = folder.path();
+    let runs = "train-*,held-out-000";
+    succeed(
+        path,
+        &["record", "task.toml", "--out", "runs", "--runs", runs],
+    );
+    let attribute = |method: &str, out: &str, more: &[&str]| {
+        let args = ["attribute", "runs", "--method", method, "--out", out];
+        succeed(path, &[&args[..], more].concat())
+    };
+    let largest =
+        |s: &simfluence::core::Scores| s.values.iter().fold(0.0_f32, |a, v| a.max(v.abs()));
+    for method in ["graddot", "tracin-cp", "hif-ekfac"] {
+        attribute(method, "whole", &[]);
+        let whole = scores_in(&path.join("whole"));
+        let close = |got: &simfluence::core::Scores| {
+            assert_eq!(got.train_keys, whole.train_keys);
+            let pairs = got.values.iter().zip(&whole.values);
+            pairs.map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max) < 1e-4 * largest(&whole)
+        };
+        attribute(method, "sums", &["--tokens", "tokens", "--test-tokens"]);
+        assert!(close(&scores_in(&path.join("sums"))));
+        let bytes = std::fs::read(path.join("tokens")).unwrap();
+        let tokens = simfluence::core::Artifact::from_bytes(&bytes).unwrap();
+        assert_eq!(
+            tokens.text("axes").unwrap(),
+            "train target token, test target token"
+        );
+        let tokens = simfluence::core::TokenScores::from_artifact(&tokens).unwrap();
+        assert!(close(&tokens.totals().unwrap()));
+        assert!(
+            tokens
+                .rows
+                .iter()
+                .all(|t| t.id.is_some() && t.text.is_some())
+        );
+        attribute(method, "low", &["--query-rank", "999"]);
+        assert!(close(&scores_in(&path.join("low"))));
+        attribute(method, "projected", &["--projection", "64", "--seed", "5"]);
+        let projected = scores_in(&path.join("projected"));
+        assert!(!close(&projected));
+        assert_eq!(projected.provenance["seed"], 5);
+        assert_eq!(projected.provenance["options"]["projection"], 64);
+        let said = attribute(method, "some", &["--prefilter", "1"]);
+        let some = scores_in(&path.join("some"));
+        assert!(some.train_keys.len() < whole.train_keys.len());
+        assert!(said.contains("have no score"), "{said}");
+        let left_out = some.provenance["prefilter"]["left_out"].as_array().unwrap();
+        assert_eq!(
+            left_out.len() + some.train_keys.len(),
+            whole.train_keys.len()
+        );
+        let width = whole.test_keys.len();
+        for (key, row) in some.train_keys.iter().zip(some.values.chunks(width)) {
+            let place = whole.train_keys.iter().position(|k| k == key).unwrap();
+            for (a, b) in row.iter().zip(&whole.values[place * width..][..width]) {
+                assert!((a - b).abs() < 1e-4 * largest(&whole), "{method}: {a} {b}");
+            }
+        }
+    }
+    let refused = |more: &[&str]| fail(path, &[&["attribute", "runs"][..], more].concat());
+    let prefilter = ["--method", "graddot", "--prefilter", "2"];
+    assert!(refused(&prefilter).contains("say with --out"));
+    let simulator = [&prefilter[..], &["--out", "x", "--simulator", "y"]].concat();
+    assert!(refused(&simulator).contains("needs a score of every training example"));
+    assert!(
+        refused(&["--method", "gradcos", "--query-rank", "2"])
+            .contains("--query-rank is a setting of")
+    );
+}
+
 #[test]
 fn scores_say_their_axes_and_sign_and_become_a_simulator() {
     let folder = task();

@@ -87,7 +87,7 @@ pub fn scores(
         Some(path) => {
             let mut tokens = scoring.token_scores()?;
             let note = settings_note(request.settings, request.unit);
-            tokens.provenance.insert("settings".into(), note);
+            tokens.provenance.insert("options".into(), note);
             for (entry, value) in provenance(request, reference, threads) {
                 tokens.provenance.insert(entry.into(), value);
             }
