@@ -258,4 +258,7 @@ fn commands_that_train_say_how_to_get_libtorch() {
     let folder = tempfile::tempdir().unwrap();
     let message = fail(folder.path(), &["record", "task.toml", "--out", "runs"]);
     assert!(message.contains("--features torch"), "{message}");
+    let reproduce = ["reproduce", "untrac-finetuning", "--out", "untrac"];
+    let message = fail(folder.path(), &reproduce);
+    assert!(message.contains("--features torch"), "{message}");
 }
