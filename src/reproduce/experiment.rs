@@ -68,7 +68,7 @@ pub const EIGHT: [Setting; 2] = [
             ("Business", 100),
             ("Sci-Tech", 100),
         ]),
-        is_swept: true,
+        is_swept: false,
     },
     Setting {
         name: "eight-uneven",

@@ -2,7 +2,9 @@
 # Sets up the peers of the attribution methods in two private environments (once), makes the data,
 # solves the reference system (once), and runs every peer; one JSON line for each timed part.
 #
-#   run.sh [--set-up] [run_peers.py's arguments]      --set-up: environments only
+#   run.sh [run_peers.py's arguments]
+#   run.sh --ratios [ratios.py's arguments]     ours and the peers in turn, and the ratios
+#   run.sh --set-up                             environments only
 set -eu
 cd "$(dirname "$0")"
 cache="${SIMFLUENCE_CACHE:-$HOME/.cache/simfluence}"
@@ -32,5 +34,12 @@ if [ ! -f "$work/data/mlp_test.safetensors" ]; then
 fi
 if [ ! -f "$work/results/mlp_influence_reference.npy" ]; then
     "$python" reference.py "$work/data" "$work/results" 2 >&2
+fi
+if [ "${1:-}" = "--ratios" ]; then
+    shift
+    (cd ../../.. && cargo build --release --features torch --package simfluence-simulators --example attribution_peer)
+    target="${CARGO_TARGET_DIR:-../../../target}"
+    exec "$python" ratios.py --ours "$target/release/examples/attribution_peer" \
+        --data "$work/data" --results "$work/results" "$@"
 fi
 exec "$python" run_peers.py --data "$work/data" --results "$work/results" "$@"

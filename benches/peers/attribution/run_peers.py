@@ -58,7 +58,7 @@ ALLOCATOR = {
 def environment(threads):
     fixed = {
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1",
+        "TQDM_DISABLE": "1",
     }
     return os.environ | ALLOCATOR | fixed
 

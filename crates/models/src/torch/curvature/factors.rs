@@ -15,9 +15,10 @@ use super::check_weights;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use simfluence_core::Progress;
 use std::cell::RefCell;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How curvature is factored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,6 +215,12 @@ pub fn fit_factors<M: Model>(
             })
             .collect(),
         total,
+        threads: settings.threads.max(1) as usize,
+        keep_bytes: match kind {
+            FactorKind::Ekfac => (settings.memory as f64 * KEPT_SHARE) as usize,
+            FactorKind::Kfac | FactorKind::Diagonal => 0,
+        },
+        kept: Kept::new(labels),
         progress,
         evaluations: 0,
         scratch: Tensor::zeros([0], (model.kind(), model.device())),
@@ -234,9 +241,11 @@ pub fn fit_factors<M: Model>(
     })
 }
 
-/// Share of the memory for a batch on its way through the model, and for formed gradients.
-const BATCH_SHARE: f64 = 0.6;
-const FORMED_SHARE: f64 = 0.3;
+/// Share of the memory for a batch on its way through the model, for formed gradients, and for what
+/// the first pass keeps for the second.
+const BATCH_SHARE: f64 = 0.3;
+const FORMED_SHARE: f64 = 0.1;
+const KEPT_SHARE: f64 = 0.45;
 
 /// What a batch takes in units of its captured layers: those, as much in the graph, and scaled and
 /// rotated copies.
@@ -252,9 +261,51 @@ struct Fit<'a, M: Model> {
     batches: Vec<(Vec<&'a M::Example>, Vec<f64>)>,
     /// What the given weights sum to.
     total: f64,
+    threads: usize,
+    /// Bytes of captured gradients that one pass may keep for the next.
+    keep_bytes: usize,
+    kept: Kept,
     progress: &'a dyn Progress,
     evaluations: u64,
     scratch: Tensor,
+}
+
+/// The first batches' captured gradients, so that the next pass need not run them through the
+/// model again; it finds the same labels.
+struct Kept {
+    /// Of each batch, all draws or choices of its labels.
+    batches: Vec<Vec<Captured>>,
+    bytes: usize,
+    /// What draws the labels of the batch that follows.
+    rng: ChaCha8Rng,
+    /// Whether every batch so far was kept.
+    is_open: bool,
+}
+
+impl Kept {
+    fn new(labels: Labels) -> Self {
+        let seed = match labels {
+            Labels::Sampled { seed, .. } => seed,
+            Labels::Given | Labels::Expected => 0,
+        };
+        Self {
+            batches: Vec::new(),
+            bytes: 0,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            is_open: true,
+        }
+    }
+
+    /// Keeps a batch of so many bytes if those before were kept and there is room; `rng` draws the
+    /// next one's labels.
+    fn offer(&mut self, batch: Vec<Captured>, bytes: usize, rng: &ChaCha8Rng, most_bytes: usize) {
+        self.is_open = self.is_open && self.bytes + bytes <= most_bytes;
+        if self.is_open {
+            self.bytes += bytes;
+            self.batches.push(batch);
+            self.rng = rng.clone();
+        }
+    }
 }
 
 /// Sums of `w a aᵀ` and `w d dᵀ` of a block over positions, with `w` the shares of the examples;
@@ -274,25 +325,38 @@ impl<M: Model> Fit<'_, M> {
     /// after the last of a batch.
     fn pass(
         &mut self,
-        mut take: impl FnMut(&mut Tensor, Captured, &Tensor),
+        mut take: impl FnMut(&mut Tensor, &Captured, &Tensor),
         mut close: impl FnMut(&Tensor),
     ) {
-        let mut rng = match self.labels {
-            Labels::Sampled { seed, .. } => ChaCha8Rng::seed_from_u64(seed),
-            Labels::Given | Labels::Expected => ChaCha8Rng::seed_from_u64(0),
-        };
+        let kept = std::mem::replace(&mut self.kept, Kept::new(self.labels));
+        let mut rng = kept.rng;
+        let mut known = kept.batches.into_iter();
         for (examples, shares) in &self.batches {
-            let batch = self.model.batch(examples);
             let shares = Tensor::from_slice(shares)
                 .to_device(self.model.device())
                 .to_kind(self.model.kind());
-            let losses = |outputs: &Outputs| losses_of(outputs, self.labels, &mut rng);
             let scratch = &mut self.scratch;
-            let count = Captured::each(self.model, &batch, losses, |captured| {
-                take(scratch, captured, &shares);
-            });
+            if let Some(batch) = known.next() {
+                batch
+                    .iter()
+                    .for_each(|captured| take(scratch, captured, &shares));
+            } else {
+                let batch = self.model.batch(examples);
+                let losses = |outputs: &Outputs| losses_of(outputs, self.labels, &mut rng);
+                let (mut keep, keep_bytes) = (Vec::new(), self.keep_bytes);
+                let (kept, mut bytes) = (&mut self.kept, 0);
+                let count = Captured::each(self.model, &batch, losses, |captured| {
+                    take(scratch, &captured, &shares);
+                    bytes += captured.bytes();
+                    if kept.is_open && kept.bytes + bytes <= keep_bytes {
+                        keep.push(captured);
+                    }
+                });
+                // A part of a batch is of no use.
+                kept.offer(keep, bytes, &rng, keep_bytes);
+                self.evaluations += (count * examples.len()) as u64;
+            }
             close(&shares);
-            self.evaluations += (count * examples.len()) as u64;
             self.progress.advance(examples.len() as u64);
         }
     }
@@ -328,7 +392,7 @@ impl<M: Model> Fit<'_, M> {
         self.pass(
             |_, captured, shares| {
                 for (block, sum) in blocks.iter().zip(sums.borrow_mut().iter_mut()) {
-                    if let (Some(sum), Some((left, right))) = (sum, block.factors(&captured)) {
+                    if let (Some(sum), Some((left, right))) = (sum, block.factors(captured)) {
                         sum.add(left, right, shares);
                     }
                 }
@@ -339,8 +403,15 @@ impl<M: Model> Fit<'_, M> {
             },
         );
         let sums = sums.into_inner();
+        let mut matrices = Vec::new();
+        for (block, sum) in blocks.iter().zip(&sums) {
+            let sides = sum.iter().flat_map(|sum| [&sum.rows, &sum.columns]);
+            matrices.extend(sides.map(|side| (side.shallow_clone(), &block.layer[..])));
+        }
+        let mut eigen = eigen_of_all(matrices, self.threads)?.into_iter();
+        let mut next = || eigen.next().expect("every side of every sum is decomposed");
         let mut factors = Vec::new();
-        for (block, sum) in blocks.into_iter().zip(sums) {
+        for (block, sum) in blocks.iter().cloned().zip(sums) {
             let shape = [block.rows, block.columns];
             factors.push(match sum {
                 None => BlockFactors {
@@ -349,7 +420,8 @@ impl<M: Model> Fit<'_, M> {
                     block,
                 },
                 Some(sum) => {
-                    let mut factors = sum.eigen(block)?;
+                    let (rows, columns) = (next(), next());
+                    let mut factors = sum.factors(block, rows, columns);
                     match kind {
                         // They are measured in the second pass.
                         FactorKind::Ekfac => factors.eigenvalues = self.zeros(shape),
@@ -371,7 +443,6 @@ impl<M: Model> Fit<'_, M> {
             |scratch, captured, shares| {
                 let bases = factors.iter().map(|f| f.basis.as_ref());
                 let rotated = captured.scaled(&shares.sqrt()).rotated(&blocks, bases);
-                drop(captured);
                 for factors in factors.iter_mut().filter(|f| needed(f)) {
                     let block = &factors.block;
                     for first in (0..rotated.examples).step_by(at_once as usize) {
@@ -386,17 +457,21 @@ impl<M: Model> Fit<'_, M> {
     }
 }
 
-/// Sums over examples of the squares of a block's gradients, formed in `scratch`.
+/// Sums over examples of the squares of a block's gradients, `[formed shape]`, formed in `scratch`.
 fn squares(block: &Block, captured: &Captured, scratch: &mut Tensor) -> Tensor {
-    let values = captured.examples * block.len();
-    if scratch.size()[0] < values {
-        *scratch = Tensor::zeros([values], (scratch.kind(), scratch.device()));
-    }
-    let [a, b] = block.formed_shape();
-    let shape = [captured.examples, a, b];
-    let mut formed = scratch.narrow(0, 0, values).view(shape);
-    block.form(captured, &mut formed);
-    formed.square_().sum_dim_intlist(0, false, None)
+    let columns = block.formed_shape()[1];
+    let of_stripe = |(first, height): (i64, i64)| {
+        let values = captured.examples * height * columns;
+        if scratch.size()[0] < values {
+            *scratch = Tensor::zeros([values], (scratch.kind(), scratch.device()));
+        }
+        let shape = [captured.examples, height, columns];
+        let mut formed = scratch.narrow(0, 0, values).view(shape);
+        block.form_stripe(captured, first, &mut formed);
+        formed.square_().sum_dim_intlist(0, false, None)
+    };
+    let stripes: Vec<Tensor> = block.stripes().into_iter().map(of_stripe).collect();
+    Tensor::cat(&stripes, 0)
 }
 
 /// The losses whose gradients are to be taken, `[examples]` each; every one already carries the
@@ -468,18 +543,42 @@ impl Covariances {
         add_gram(&(right * counts * shares.sqrt()), &self.columns);
     }
 
-    /// The basis, and K-FAC's eigenvalues: `T E[Σ d dᵀ] ⊗ E[a aᵀ]` over `T` positions is `E[Σ_t d
-    /// dᵀ] ⊗` the mean of `a aᵀ` over positions.
-    fn eigen(self, block: Block) -> Result<BlockFactors, FactorsError> {
-        let (row_values, row_vectors) = eigh(&self.rows, &block.layer)?;
-        let (column_values, column_vectors) = eigh(&self.columns, &block.layer)?;
-        let column_values = column_values / self.positions.max(f64::MIN_POSITIVE);
-        Ok(BlockFactors {
-            eigenvalues: row_values.outer(&column_values),
-            basis: Some((row_vectors, column_vectors)),
+    /// K-FAC's eigenvalues in the basis of the sides' eigenvectors: `T E[Σ d dᵀ] ⊗ E[a aᵀ]` over `T`
+    /// positions is `E[Σ_t d dᵀ] ⊗` the mean of `a aᵀ` over positions.
+    fn factors(self, block: Block, rows: Eigen, columns: Eigen) -> BlockFactors {
+        let column_values = columns.values / self.positions.max(f64::MIN_POSITIVE);
+        BlockFactors {
+            eigenvalues: rows.values.outer(&column_values),
+            basis: Some((rows.vectors, columns.vectors)),
             block,
-        })
+        }
     }
+}
+
+/// Eigenvalues and eigenvectors of a symmetric matrix.
+struct Eigen {
+    values: Tensor,
+    vectors: Tensor,
+}
+
+/// Eigenvalues and vectors of symmetric matrices, given by their lower triangles and the names of
+/// their layers. On a processor as many at a time as there are threads: one alone hardly gains by
+/// several.
+fn eigen_of_all(matrices: Vec<(Tensor, &str)>, threads: usize) -> Result<Vec<Eigen>, FactorsError> {
+    let is_on_processor = matrices.iter().all(|(m, _)| m.device() == Device::Cpu);
+    if !is_on_processor || threads == 1 {
+        return matrices.iter().map(|(m, layer)| eigh(m, layer)).collect();
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .start_handler(|_| tch::set_num_threads(1))
+        .build()
+        .expect("threads can be started");
+    let all = matrices.into_par_iter();
+    let found = pool.install(|| all.map(|(m, layer)| eigh(&m, layer)).collect());
+    // What a thread sets counts for those that start later, too.
+    tch::set_num_threads(threads as i32);
+    found
 }
 
 /// Stripes in which the lower triangle of a symmetric product is computed: with 4 of them 3/8 of
@@ -494,13 +593,13 @@ fn add_gram(values: &Tensor, sum: &Tensor) {
     for first in (0..size).step_by(stripe as usize) {
         let width = stripe.min(size - first);
         let below = rows.narrow(1, first, size - first);
-        let product = below.transpose(0, 1).matmul(&rows.narrow(1, first, width));
-        let _ = (sum.narrow(0, first, size - first).narrow(1, first, width)).g_add_(&product);
+        let mut part = sum.narrow(0, first, size - first).narrow(1, first, width);
+        let _ = part.addmm_(&below.transpose(0, 1), &rows.narrow(1, first, width));
     }
 }
 
 /// Eigenvalues and vectors of the symmetric matrix with this lower triangle.
-fn eigh(matrix: &Tensor, layer: &str) -> Result<(Tensor, Tensor), FactorsError> {
+fn eigh(matrix: &Tensor, layer: &str) -> Result<Eigen, FactorsError> {
     if matrix.isfinite().all().int64_value(&[]) == 0 {
         return Err(FactorsError::NotFinite {
             layer: layer.to_owned(),
@@ -508,7 +607,10 @@ fn eigh(matrix: &Tensor, layer: &str) -> Result<(Tensor, Tensor), FactorsError> 
     }
     let (values, vectors) = matrix.to_kind(Kind::Double).linalg_eigh("L");
     let kind = matrix.kind();
-    Ok((values.clamp_min(0.0).to_kind(kind), vectors.to_kind(kind)))
+    Ok(Eigen {
+        values: values.clamp_min(0.0).to_kind(kind),
+        vectors: vectors.to_kind(kind),
+    })
 }
 
 /// Why curvature cannot be factored or inverted.
@@ -783,6 +885,33 @@ mod tests {
             let (alone, together) = (solve(kfac(1)), solve(kfac(9)));
             let difference = ((&alone - together).norm() / alone.norm()).double_value(&[]);
             assert!(difference < 1e-10, "{difference}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_the_first_pass_saves_gradients_and_changes_nothing() {
+        let model = Transformer::with_kind(&weights(true), Device::Cpu, Kind::Double);
+        let train = examples(20, 0);
+        let by_length = by_length(&model, &train);
+        let longest = model.batch(&[&train[by_length[0]]]);
+        let bytes = Captured::new(&model, &longest, Outputs::losses).bytes();
+        // A batch holds two examples in each; what is kept are all, some or none.
+        let of = |memory: usize, kind, labels| {
+            let settings = GradientSettings {
+                batch_size: 2,
+                memory,
+                ..GradientSettings::default()
+            };
+            let all = shares(20);
+            fit_factors(&model, &train, &all, kind, labels, &settings, &NoProgress).unwrap()
+        };
+        let labels = Labels::Sampled { seed: 3, draws: 2 };
+        let [all, some] = [1 << 30, 30 * bytes].map(|memory| of(memory, FactorKind::Ekfac, labels));
+        assert_eq!(all.gradient_evaluations(), 40);
+        let evaluations = some.gradient_evaluations();
+        assert!((41..80).contains(&evaluations), "{evaluations}");
+        for (a, b) in all.blocks.iter().zip(&some.blocks) {
+            assert_eq!(a.eigenvalues, b.eigenvalues);
         }
     }
 

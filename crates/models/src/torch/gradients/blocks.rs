@@ -342,9 +342,25 @@ impl Block {
         self.direct_cost(train, other, test) < formed
     }
 
+    /// The rows of the formed shape in stripes, each the first row and their number: thin enough
+    /// that the stripes of many examples stay in the processor's cache between being formed and
+    /// being multiplied. What is no plain matrix is one stripe.
+    pub(in crate::torch) fn stripes(&self) -> Vec<(i64, i64)> {
+        let rows = self.formed_shape()[0];
+        let height = if self.is_plain() { STRIPE_ROWS } else { rows };
+        let stripe = |first: i64| (first, height.min(rows - first));
+        (0..rows).step_by(height as usize).map(stripe).collect()
+    }
+
     /// Writes the gradients of the examples into `out`, `[examples × formed shape]` and
     /// contiguous.
     pub(in crate::torch) fn form(&self, captured: &Captured, out: &mut Tensor) {
+        self.form_stripe(captured, 0, out);
+    }
+
+    /// The same of one of the [stripes](Self::stripes), `[examples × its rows × formed columns]`.
+    pub(in crate::torch) fn form_stripe(&self, captured: &Captured, first: i64, out: &mut Tensor) {
+        let height = out.size()[1];
         for (k, &piece) in self.pieces.iter().enumerate() {
             match &captured.pieces[piece] {
                 Piece::Formed { rows, .. } => {
@@ -360,11 +376,11 @@ impl Block {
                     right,
                     ..
                 } => {
-                    if self.is_formed_transposed {
-                        let _ = right.transpose(1, 2).bmm_out(out, left);
-                        continue;
-                    }
-                    let left = left.transpose(1, 2);
+                    let (left, right) = match self.is_formed_transposed {
+                        true => (right, left),
+                        false => (left, right),
+                    };
+                    let left = left.narrow(2, first, height).transpose(1, 2);
                     if k == 0 {
                         let _ = left.bmm_out(out, right);
                     } else {
@@ -457,6 +473,9 @@ impl Block {
         }
     }
 }
+
+/// Rows of a stripe; in tests few, as their models are small.
+const STRIPE_ROWS: i64 = if cfg!(test) { 5 } else { 64 };
 
 /// What a value that goes through memory costs, in multiplications of a matrix product.
 const MEMORY_COST: f64 = 16.0;

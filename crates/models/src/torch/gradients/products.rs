@@ -161,13 +161,13 @@ fn check_approximation(approximation: Approximation, wanted: Wanted) -> Result<(
 /// Share of the memory for the test examples' captured layers, for the training examples', for the
 /// formed gradients of a block of test and of training examples, and for one pass of a batch
 /// through the model.
-const SHARES: [f64; 5] = [0.22, 0.42, 0.11, 0.10, 0.15];
+const SHARES: [f64; 5] = [0.22, 0.50, 0.04, 0.10, 0.14];
 
 /// What a pass holds besides the captured layers, in units of those.
 const GRAPH: usize = 2;
 
 /// Training examples whose gradients of a block are formed for one matrix product.
-const PRODUCT_ROWS: usize = 128;
+const PRODUCT_ROWS: usize = 512;
 
 /// Bytes of captured layers up to which batches of small examples grow.
 const SMALL_BATCH: usize = 8 << 20;
@@ -384,7 +384,7 @@ impl<'a, M: Model> Engine<'a, M> {
     /// Projections of captured (and rotated) examples in the root of the inverse metric.
     fn projected(&mut self, captured: &[Captured], sketch: &Sketch) -> Tensor {
         let mut rows = Vec::new();
-        for slice in slices(captured, self.product_rows()) {
+        for slice in slices(captured, self.whole_rows()) {
             let examples = slice.iter().map(|c| c.examples).sum();
             let sums = sketch.start(examples, self.model.flat());
             for (index, block) in self.blocks.clone().iter().enumerate() {
@@ -502,15 +502,21 @@ impl<'a, M: Model> Engine<'a, M> {
                 if is_plain && block.prefers_direct(first, &other, second, trains as usize, count) {
                     return self.direct_products(&block, train, &other, captured);
                 }
-                let at_once = self.examples_within(2, self.largest_block());
-                let parts = slices(captured, at_once).into_iter().map(|slice| {
-                    let mut formed = self.form_all(0, &other, &slice);
-                    if !reduced {
-                        formed = self.weigh(index, &block, formed);
-                    }
-                    self.formed_products(&block, train, &formed)
-                });
-                Tensor::cat(&parts.collect::<Vec<_>>(), 1)
+                let inverse = (!reduced).then(|| self.inverse(index, &block)).flatten();
+                self.sum_over_stripes(&block, |engine, (first, height)| {
+                    let at_once = engine.examples_within(2, engine.stripe_bytes(&block, height));
+                    let parts = slices(captured, at_once).into_iter().map(|slice| {
+                        let formed = engine.form_stripe(0, &other, (first, height), &slice);
+                        let formed = match &inverse {
+                            Some(inverse) => formed
+                                .shallow_clone()
+                                .g_mul_(&inverse.narrow(-2, first, height)),
+                            None => formed,
+                        };
+                        engine.formed_products(&block, (first, height), train, &formed)
+                    });
+                    Tensor::cat(&parts.collect::<Vec<_>>(), 1)
+                })
             }
             Queries::Vectors(vectors) if count == 1 => {
                 let vector = block.cut(vectors).select(0, 0);
@@ -519,7 +525,10 @@ impl<'a, M: Model> Engine<'a, M> {
             }
             Queries::Vectors(vectors) => {
                 let formed = block.as_formed(&block.cut(vectors));
-                self.formed_products(&block, train, &formed)
+                self.sum_over_stripes(&block, |engine, (first, height)| {
+                    let formed = formed.narrow(1, first, height).contiguous();
+                    engine.formed_products(&block, (first, height), train, &formed)
+                })
             }
             Queries::Projected(_) => unreachable!("projections have no blocks"),
         }
@@ -546,40 +555,80 @@ impl<'a, M: Model> Engine<'a, M> {
         Tensor::cat(&rows, 0)
     }
 
-    /// With formed gradients of the queries, `[queries × formed shape]`.
-    fn formed_products(&mut self, block: &Block, train: &[Captured], queries: &Tensor) -> Tensor {
-        let queries = queries.view([-1, block.len()]);
+    /// The sum of what the stripes of a block give.
+    fn sum_over_stripes(
+        &mut self,
+        block: &Block,
+        mut products: impl FnMut(&mut Self, (i64, i64)) -> Tensor,
+    ) -> Tensor {
+        let stripes = block.stripes().into_iter();
+        let sum = stripes
+            .map(|stripe| products(self, stripe))
+            .reduce(|mut sum, products| {
+                sum += products;
+                sum
+            });
+        sum.expect("a block has rows")
+    }
+
+    /// With formed gradients of the queries, `[queries × rows of the stripe × formed columns]`.
+    fn formed_products(
+        &mut self,
+        block: &Block,
+        stripe: (i64, i64),
+        train: &[Captured],
+        queries: &Tensor,
+    ) -> Tensor {
+        let values = stripe.1 * block.formed_shape()[1];
+        let queries = queries.view([-1, values]);
+        let at_once = self.examples_within(3, self.stripe_bytes(block, stripe.1));
         let mut rows = Vec::new();
-        for slice in slices(train, self.product_rows()) {
-            let gradients = self.form_all(1, block, &slice).view([-1, block.len()]);
+        for slice in slices(train, at_once.min(PRODUCT_ROWS)) {
+            let gradients = self.form_stripe(1, block, stripe, &slice);
             // In this order the product is faster.
-            rows.push(queries.matmul(&gradients.transpose(0, 1)));
+            rows.push(queries.matmul(&gradients.view([-1, values]).transpose(0, 1)));
         }
         Tensor::cat(&rows, 1).transpose(0, 1)
     }
 
-    /// Training examples whose gradients of a block are formed at once.
-    fn product_rows(&self) -> usize {
+    /// Bytes of a stripe of one example's gradient.
+    fn stripe_bytes(&self, block: &Block, height: i64) -> usize {
+        (height * block.formed_shape()[1]) as usize * value_bytes(self.model.kind())
+    }
+
+    /// Examples whose whole gradients of a block are formed at once.
+    fn whole_rows(&self) -> usize {
         (self.examples_within(3, self.largest_block())).min(PRODUCT_ROWS)
     }
 
     /// The block's gradients of all examples in one of the two buffers, `[examples × formed
     /// shape]`.
     fn form_all(&mut self, buffer: usize, block: &Block, captured: &[Captured]) -> Tensor {
+        self.form_stripe(buffer, block, (0, block.formed_shape()[0]), captured)
+    }
+
+    /// A stripe of the same, `[examples × rows of the stripe × formed columns]`.
+    fn form_stripe(
+        &mut self,
+        buffer: usize,
+        block: &Block,
+        (first_row, height): (i64, i64),
+        captured: &[Captured],
+    ) -> Tensor {
         let examples: i64 = captured.iter().map(|c| c.examples).sum();
-        let values = examples * block.len();
+        let columns = block.formed_shape()[1];
+        let values = examples * height * columns;
         if self.scratch[buffer].size()[0] < values {
             let options = (self.model.kind(), self.model.device());
             self.scratch[buffer] = Tensor::zeros([0], options);
             self.scratch[buffer] = Tensor::zeros([values], options);
         }
-        let [rows, columns] = block.formed_shape();
-        let shape = [examples, rows, columns];
+        let shape = [examples, height, columns];
         let all = self.scratch[buffer].narrow(0, 0, values).view(shape);
         let mut first = 0;
         for captured in captured {
             let mut part = all.narrow(0, first, captured.examples);
-            block.form(captured, &mut part);
+            block.form_stripe(captured, first_row, &mut part);
             first += captured.examples;
         }
         all
@@ -605,7 +654,7 @@ impl<'a, M: Model> Engine<'a, M> {
     /// Norms of captured (and rotated) examples.
     fn norms(&mut self, captured: &[Captured]) -> Vec<f32> {
         let mut norms = Vec::new();
-        for slice in slices(captured, self.product_rows()) {
+        for slice in slices(captured, self.whole_rows()) {
             let examples: i64 = slice.iter().map(|c| c.examples).sum();
             let mut squares = Tensor::zeros([examples], (Kind::Double, Device::Cpu));
             for (index, block) in self.blocks.clone().iter().enumerate() {
