@@ -476,7 +476,8 @@ pub struct MethodSettings {
     /// hif-lissa: the published recursion, without solving the dominant directions at once.
     #[arg(long)]
     pub no_deflation: bool,
-    /// hif: take the curvature over so many of the training examples only (default: all).
+    /// hif: take the curvature over so many of the training examples only, drawn (default: 256
+    /// for hif-cg, hif-lissa and hif-arnoldi, else all).
     #[arg(long, value_name = "N")]
     pub curvature_examples: Option<u32>,
     /// hif-ekfac, -kfac, -diagonal: labels of the gradients (default: sampled).

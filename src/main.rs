@@ -10,10 +10,6 @@ mod edits;
 mod environment;
 mod fit;
 mod import;
-#[cfg(feature = "torch")]
-mod leave_out;
-#[cfg(feature = "torch")]
-mod leave_out_report;
 mod plan;
 mod progress;
 mod record;

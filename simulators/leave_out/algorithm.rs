@@ -457,7 +457,14 @@ mod tests {
     #[test]
     fn ref_leaving_out_one_example_is_the_hat_matrix_formula() {
         // θ₋ᵢ = θ − A⁻¹ xᵢ eᵢ / (1 − hᵢᵢ) with A = XᵀX, eᵢ = yᵢ − xᵢ·θ, hᵢᵢ = xᵢᵀ A⁻¹ xᵢ.
-        let model = Regression::new(12, 7, 3, Weight::Presence);
+        let mut model = Regression::new(12, 7, 3, Weight::Presence);
+        let (a, b) = model.normal_equations(&[1.0; 12]);
+        let theta = solve(a.clone(), b);
+        // The last tests lie on the fitted plane: their effect is the whole loss, which f32 holds
+        // to 6e-8 of it.
+        for j in 4..7 {
+            model.test_y[j] = dot(&model.test_x[j], &theta);
+        }
         let curriculum = in_turn(36, 4, 12);
         let units: Vec<Unit> = (0..12)
             .map(|i| Unit {
@@ -468,8 +475,6 @@ mod tests {
         let truth = method(2, 2)
             .truth(&work(&model, &curriculum, &MemoryCache::default()), &units)
             .unwrap();
-        let (a, b) = model.normal_equations(&[1.0; 12]);
-        let theta = solve(a.clone(), b);
         let everything = model.losses(&theta);
         for i in 0..12 {
             let direction = solve(a.clone(), model.x[i].clone());
@@ -483,11 +488,14 @@ mod tests {
             let without = model.losses(&without);
             for j in 0..7 {
                 let expected = without[j] - everything[j];
-                // A trajectory holds f32: half a unit in the last place of each loss.
-                let rounding = f64::from(f32::EPSILON) * (without[j] + everything[j]);
+                // Elsewhere half a unit in the last place of each loss.
+                let tolerance = match j {
+                    4.. => 1e-6 * expected,
+                    _ => f64::from(f32::EPSILON) * (without[j] + everything[j]),
+                };
                 for seed in 0..2 {
                     let got = truth.of_seed(seed)[i][j];
-                    assert!((got - expected).abs() <= rounding, "{got} {expected}");
+                    assert!((got - expected).abs() <= tolerance, "{got} {expected}");
                 }
             }
         }

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "torch")]
 pub mod ideal;
 #[cfg(feature = "torch")]
+pub mod leave_out;
+#[cfg(feature = "torch")]
 mod replay;
 #[cfg(feature = "torch")]
 pub mod scoring;
@@ -53,7 +55,7 @@ pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
     let open = OpenRuns::read(&args.run_set)?;
     let split = open.split(&args.split)?;
     if args.method == AttributionMethod::LeaveOut {
-        return leave_out(args, &open, &split, progress);
+        return run_leave_out(args, &open, &split, progress);
     }
     let reference = reference_run(&open, &split, args.reference_run.as_deref())?;
     let request = Request {
@@ -118,10 +120,10 @@ pub fn write_simulator(
 }
 
 #[cfg(feature = "torch")]
-use crate::leave_out::run as leave_out;
+use leave_out::run as run_leave_out;
 
 #[cfg(not(feature = "torch"))]
-fn leave_out(_: &AttributeArgs, _: &OpenRuns, _: &SplitRuns<'_>, _: &dyn Progress) -> Result<()> {
+fn run_leave_out(_: &AttributeArgs, _: &OpenRuns, _: &SplitRuns<'_>, _: &dyn Progress) -> Result<()> {
     bail!(crate::needs_torch("attribute --method leave-out"))
 }
 

@@ -86,7 +86,7 @@ pub fn scores(
         None => scoring.scores()?,
         Some(path) => {
             let mut tokens = scoring.token_scores()?;
-            let note = settings_note(request.settings, request.unit);
+            let note = settings_note(request.method, request.settings, request.unit);
             tokens.provenance.insert("options".into(), note);
             for (entry, value) in provenance(request, reference, threads) {
                 tokens.provenance.insert(entry.into(), value);
@@ -101,7 +101,7 @@ pub fn scores(
     for (entry, value) in provenance(request, reference, threads) {
         scores.provenance.insert(entry.into(), value);
     }
-    let note = settings_note(request.settings, request.unit);
+    let note = settings_note(request.method, request.settings, request.unit);
     if note.as_object().is_some_and(|entries| !entries.is_empty()) {
         scores.provenance.insert("options".into(), note);
     }
@@ -313,7 +313,8 @@ impl Scoring<'_> {
         let settings = self.settings();
         let mut params = HifParams::new(self.params, self.solver());
         params.seed = self.request.seed;
-        params.curvature_examples = settings.curvature_examples.map(|n| n as usize);
+        params.curvature_examples =
+            curvature_examples(self.request.method, settings).map(|n| n as usize);
         if settings.curvature == Some(CurvatureArg::Hessian) {
             params.curvature = Curved::Hessian;
         }
@@ -556,9 +557,24 @@ impl Scoring<'_> {
     }
 }
 
+/// Training examples that curvature is drawn over unless a number is given, where a product with
+/// it goes through all of them: one of every system's many.
+const CURVATURE_EXAMPLES: u32 = 256;
+
+/// How many training examples curvature is taken over; `None`: all.
+fn curvature_examples(method: AttributionMethod, settings: &MethodSettings) -> Option<u32> {
+    use AttributionMethod::{HifArnoldi, HifCg, HifLissa};
+    let drawn = matches!(method, HifCg | HifLissa | HifArnoldi).then_some(CURVATURE_EXAMPLES);
+    settings.curvature_examples.or(drawn)
+}
+
 /// What decides scores besides the method and the run: kept with them, so that others are not
 /// mistaken for them.
-pub fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
+pub fn settings_note(
+    method: AttributionMethod,
+    settings: &MethodSettings,
+    unit: Option<&str>,
+) -> Value {
     let text = |v: Option<String>| v.map_or(Value::Null, Value::from);
     let debug = |v: Option<&dyn std::fmt::Debug>| text(v.map(|v| format!("{v:?}").to_lowercase()));
     let mut note = json!({
@@ -586,7 +602,7 @@ pub fn settings_note(settings: &MethodSettings, unit: Option<&str>) -> Value {
         "projection": settings.projection,
         "prefilter": settings.prefilter,
         "test_tokens": settings.test_tokens.then_some(true),
-        "curvature_examples": settings.curvature_examples,
+        "curvature_examples": curvature_examples(method, settings),
         "curve_every": settings.curve_every,
         "trained_only": settings.trained_only.then_some(true),
         "unit": unit,

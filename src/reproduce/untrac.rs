@@ -16,7 +16,7 @@ use super::rows::{Row, default_methods, rows, sweep};
 use super::text;
 use super::values::{Groups, Influences, Work};
 use crate::cli::{AttributionMethod, Format, RecordArgs, ReproduceArgs};
-use crate::leave_out;
+use crate::attribute::leave_out;
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Progress, Run};

@@ -132,7 +132,7 @@ impl Work<'_> {
         json!({
             "source": Source::of(self.open, run),
             "method": crate::attribute::name(row.method),
-            "settings": settings_note(&row.settings, row.unit),
+            "settings": settings_note(row.method, &row.settings, row.unit),
             "library": simfluence_models::LIBTORCH_VERSION,
         })
     }

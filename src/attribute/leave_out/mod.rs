@@ -1,6 +1,8 @@
 //! `simfluence attribute --method leave-out`: really train again without each unit.
 
-use crate::attribute::{kept_scores, write_simulator};
+mod report;
+
+use super::{kept_scores, write_simulator};
 use crate::cli::{AttributeArgs, AttributionMethod};
 use crate::runs::OpenRuns;
 use crate::truth::{Source, folder, reference_run, sign, subsets_path, truth_path};
@@ -230,7 +232,7 @@ pub fn run(
     let reference = reference_run(open, split, args.reference_run.as_deref())?;
     let options = options(args);
     let left_out = measure(open, reference, &options, progress)?;
-    crate::leave_out_report::print(open, reference, &options, &left_out);
+    report::print(open, reference, &options, &left_out);
     match left_out.scores {
         Ok(scores) => {
             let out = match &args.out {

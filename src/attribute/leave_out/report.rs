@@ -1,6 +1,6 @@
 //! Leave-out truth as a table.
 
-use crate::leave_out::{LeftOut, Options};
+use super::{LeftOut, Options};
 use crate::runs::OpenRuns;
 use crate::truth::{judge, judge_subsets};
 use comfy_table::{CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTAL_ONLY};
