@@ -31,8 +31,9 @@ test: setup
 
 # Criterion's benchmarks, then the same work done by what people use today.
 bench: setup
-	cargo bench --features torch --workspace --bench run_sets --bench fit_and_simulate
+	cargo bench --features torch --workspace --bench run_sets --bench fit_and_simulate --bench scores
 	./benches/peers/run.sh
+	./benches/peers/attribution/run.sh --ratios
 
 # Formatting, lints and docs with warnings denied, and the build without LibTorch.
 check: setup

@@ -286,7 +286,7 @@ fn draw(
     }
     let test = &report.tests[0];
     let title = format!(
-        "{}: influence on {} while unlearning",
+        "{}: influence on {}",
         report.about, test.test
     );
     let picture = pictures::influences(&title, &report.datasets, &methods)?;
