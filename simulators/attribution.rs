@@ -367,7 +367,7 @@ pub enum AttributionError {
     },
     /// A minimisation that did not reach its tolerance.
     #[error(
-        "{method}: for unit {unit:?} the gradient fell to {reached:.1e} of its start in {iterations} iterations, not to the tolerance {tolerance:.1e}; raise max_iterations (now {max_iterations}), the damping (now {damping:e}) or the tolerance, lower epsilon (now {epsilon:e}), or compute in 64-bit floats"
+        "{method}: for unit {unit:?} the gradient came to {reached:.1e} of its start in {iterations} iterations, not to the tolerance {tolerance:.1e}; raise the damping (now {damping:e}), the iterations (now {max_iterations}) or the tolerance, or lower epsilon (now {epsilon:e})"
     )]
     NotConverged {
         /// Name of the method.

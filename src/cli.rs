@@ -444,13 +444,17 @@ pub struct MethodSettings {
     /// hif-exact, -cg, -lissa, -arnoldi: the curvature (default: gauss-newton).
     #[arg(long, value_enum)]
     pub curvature: Option<CurvatureArg>,
-    /// hif, pbrf: what is added to the curvature's eigenvalues.
+    /// hif, pbrf: what is added to the curvature's eigenvalues (default of pbrf: 0.1).
     #[arg(long, value_name = "DELTA", conflicts_with = "relative_damping")]
     pub damping: Option<f64>,
     /// hif: damping relative to the largest eigenvalue (default 0.01), for ekfac, kfac and
     /// diagonal to the mean eigenvalue of each layer (default 0.1).
     #[arg(long, value_name = "FACTOR")]
     pub relative_damping: Option<f64>,
+    /// pbrf: the extra weight of a unit, above 0 (default: one over the number of training
+    /// examples that were trained on).
+    #[arg(long, value_name = "EPSILON")]
+    pub epsilon: Option<f64>,
     /// hif-cg, hif-lissa, pbrf: largest relative residual (defaults 1e-3, 0.01, 1e-4).
     #[arg(long, value_name = "RESIDUAL")]
     pub tolerance: Option<f64>,

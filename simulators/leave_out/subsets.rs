@@ -39,33 +39,51 @@ impl SubsetTruth {
         mean_over(&self.decreases, self.seeds.len(), self.subsets.len())
     }
 
-    /// What the additive simulator of the scores says, with gain 1, mean over seeds, a row of test
-    /// examples per subset:
+    /// What scores say of every subset, `Σ_{i ∈ S} τ(i,j)`, a row of test examples per subset. The
+    /// attribution `τ(i,j) = x̄_i E(i,j)` is the score times how much an example that is kept is
+    /// trained, `Σ_t (η_t/η_ref) x_t(i)`, mean over the subsets that keep it.
     ///
-    /// ```text
-    /// Σ_t (η_t / η_ref) Σ_i x_t(i) E(i,j)
-    /// ```
-    ///
-    /// over the steps that were really trained. It is `Σ_{i ∈ S} τ(i,j)` of the linear datamodeling
-    /// score, with each example counted as often and as strongly as it was trained.
+    /// How often each was drawn in a subset's own trainings does not enter: no method could know
+    /// it in advance, and the ceiling does not.
     ///
     /// - `scores`: over the training and test examples of the truth, `[train × test]`.
     pub fn predicted(&self, scores: &Scores) -> Vec<Vec<f64>> {
-        let of_subset = |exposures: &[f64]| {
-            let mut sum = vec![0.0; self.test_count];
-            for (exposure, row) in exposures.iter().zip(scores.values.chunks(self.test_count)) {
-                if *exposure > 0.0 {
-                    for (sum, &score) in sum.iter_mut().zip(row) {
-                        *sum += exposure / scores.reference_learning_rate * f64::from(score);
-                    }
+        let mut sums = vec![(0.0, 0_u32); self.train_count];
+        for (subset, exposures) in self.each() {
+            for &i in &subset.members {
+                let (sum, count) = &mut sums[i as usize];
+                *sum += exposures[i as usize];
+                *count += 1;
+            }
+        }
+        let mean: Vec<f64> = (sums.into_iter())
+            .map(|(sum, count)| sum / f64::from(count.max(1)))
+            .collect();
+        let of_subset = |(subset, _): (&Unit, &[f64])| {
+            let mut kept = vec![0.0; self.train_count];
+            for &i in &subset.members {
+                kept[i as usize] = mean[i as usize];
+            }
+            self.weighed(scores, &kept)
+        };
+        self.each().map(of_subset).collect()
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&Unit, &[f64])> {
+        (self.subsets.iter()).zip(self.rate_exposures.chunks(self.train_count))
+    }
+
+    /// `Σ_i r_i E(i,j) / η_ref` with the rate-weighted exposures `r`.
+    fn weighed(&self, scores: &Scores, exposures: &[f64]) -> Vec<f64> {
+        let mut sum = vec![0.0; self.test_count];
+        for (exposure, row) in exposures.iter().zip(scores.values.chunks(self.test_count)) {
+            if *exposure > 0.0 {
+                for (sum, &score) in sum.iter_mut().zip(row) {
+                    *sum += exposure / scores.reference_learning_rate * f64::from(score);
                 }
             }
-            sum
-        };
-        self.rate_exposures
-            .chunks(self.train_count)
-            .map(of_subset)
-            .collect()
+        }
+        sum
     }
 
     /// The file form; what it was made from is for the caller to add to the metadata.
@@ -117,7 +135,7 @@ mod tests {
     use super::super::test_support::{AdditiveWorld, MemoryCache, in_turn, noise, scores};
     use super::super::{LeaveOut, LeaveOutParams, SubsetParams, Work};
     use super::*;
-    use simfluence_core::{Curriculum, NoProgress};
+    use simfluence_core::{Curriculum, NoProgress, Step};
     use simfluence_evaluation::lds_per_column;
 
     fn method() -> LeaveOut {
@@ -141,20 +159,38 @@ mod tests {
     }
 
     #[test]
-    fn an_additive_world_without_noise_has_a_score_of_one() {
+    fn an_additive_world_moves_by_the_scores_of_what_was_trained() {
         let world = AdditiveWorld(scores(20, 6, |i, j| noise(50 * i + j)));
         let truth = subsets(&world, &in_turn(40, 4, 20), &SubsetParams::default()).unwrap();
         assert_eq!(truth.subsets.len(), 16);
-        let (real, predicted) = (truth.mean(), truth.predicted(&world.0));
-        for (real, predicted) in real.iter().flatten().zip(predicted.iter().flatten()) {
-            // Losses near 8 nats are rounded to f32.
-            assert!((real - predicted).abs() < 1e-6, "{real} {predicted}");
+        for ((_, exposures), real) in truth.each().zip(truth.mean()) {
+            let predicted = truth.weighed(&world.0, exposures);
+            for (real, predicted) in real.iter().zip(predicted) {
+                // Losses near 8 nats are rounded to f32.
+                assert!((real - predicted).abs() < 1e-6, "{real} {predicted}");
+            }
         }
-        assert_eq!(lds_per_column(&real, &predicted), [Some(1.0); 6]);
-        // Scores of the opposite sign have the worst score.
+    }
+
+    #[test]
+    fn the_score_of_a_perfect_method_misses_only_how_often_each_example_was_drawn() {
+        let world = AdditiveWorld(scores(20, 6, |i, j| noise(50 * i + j)));
+        // Steps of one rate, many of them: every kept example is drawn about as often.
+        let steps = (0..400).map(|t| Step::new(vec![t % 20, (t + 7) % 20], Some(0.1)));
+        let curriculum = Curriculum::new(steps.collect(), 20).unwrap();
+        let truth = subsets(&world, &curriculum, &SubsetParams::default()).unwrap();
+        let mean = |scores: &Scores| -> f64 {
+            let lds = lds_per_column(&truth.mean(), &truth.predicted(scores));
+            lds.into_iter().map(|r| r.unwrap()).sum::<f64>() / 6.0
+        };
+        assert!(mean(&world.0) > 0.8, "{}", mean(&world.0));
         let opposite = scores(20, 6, |i, j| -noise(50 * i + j));
-        let worst = lds_per_column(&real, &truth.predicted(&opposite));
-        assert_eq!(worst, [Some(-1.0); 6]);
+        assert!((mean(&opposite) + mean(&world.0)).abs() < 1e-12);
+        // Not a word about the runs: the sum over the members, up to one factor for all.
+        let predicted = truth.predicted(&scores(20, 6, |_, _| 1.0));
+        let (least, most) = (predicted.iter().flatten())
+            .fold((f64::MAX, 0.0_f64), |(a, b), &v| (a.min(v), b.max(v)));
+        assert!(most / least < 1.1, "{least} {most}");
     }
 
     #[test]

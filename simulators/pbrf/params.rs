@@ -17,7 +17,8 @@ pub struct PbrfParams {
     pub reference_learning_rate: f64,
     /// `T_ref`: steps of the reference run, at least 1.
     pub reference_steps: u32,
-    /// `λ`: how strongly the parameters are held, default 1e-3; positive.
+    /// `λ`: how strongly the parameters are held, default 0.1; positive. Much less, and on a model
+    /// that has not converged the objective has no minimum nearby.
     pub damping: f64,
     /// `ε`: the extra weight; positive. Default `None`: one over the number of training examples
     /// that have weight, the size of what leaving one out takes away.
@@ -43,7 +44,7 @@ impl PbrfParams {
         Self {
             reference_learning_rate,
             reference_steps,
-            damping: 1e-3,
+            damping: 0.1,
             epsilon: None,
             central: true,
             tolerance: 1e-4,

@@ -525,11 +525,11 @@ mod tests {
         let error = method.scores(&of, &case.weights, &each, &NoProgress);
         let message = error.unwrap_err().to_string();
         assert!(
-            message.starts_with("pbrf: for unit \"0\" the gradient fell to"),
+            message.starts_with("pbrf: for unit \"0\" the gradient came to"),
             "{message}"
         );
         assert!(
-            message.contains("raise max_iterations (now 2)"),
+            message.contains("the iterations (now 2)") && message.contains("raise the damping"),
             "{message}"
         );
         assert_eq!(bits(&case.model), before);

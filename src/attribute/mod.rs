@@ -79,8 +79,12 @@ pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
     let left_out = open.train_count() - scores.train_keys.len();
     if left_out > 0 {
         println!(
-            "{left_out} of {} training examples are no candidate of any test example and have no score",
-            open.train_count()
+            "{left_out} of {} training examples have no score: {}",
+            open.train_count(),
+            match args.settings.prefilter {
+                Some(_) => "they are no candidate of any test example",
+                None => "the reference run never trained on them",
+            }
         );
     }
     println!(
@@ -123,7 +127,12 @@ pub fn write_simulator(
 use leave_out::run as run_leave_out;
 
 #[cfg(not(feature = "torch"))]
-fn run_leave_out(_: &AttributeArgs, _: &OpenRuns, _: &SplitRuns<'_>, _: &dyn Progress) -> Result<()> {
+fn run_leave_out(
+    _: &AttributeArgs,
+    _: &OpenRuns,
+    _: &SplitRuns<'_>,
+    _: &dyn Progress,
+) -> Result<()> {
     bail!(crate::needs_torch("attribute --method leave-out"))
 }
 

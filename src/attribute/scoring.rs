@@ -95,6 +95,21 @@ pub fn scores(
             tokens.totals()?
         }
     };
+    if scoring.is_preconditioned() {
+        // The reference run was trained again for its optimiser's state.
+        let steps = reference.curriculum.steps();
+        let replayed: usize = steps.iter().map(|step| step.batch.len()).sum();
+        let count = scores.provenance["gradient_evaluations"].as_u64();
+        let count = count.unwrap_or_default() + replayed as u64;
+        (scores.provenance).insert("gradient_evaluations".into(), count.into());
+    }
+    let walks = [Method::Untrac, Method::UntracInv, Method::Empirical];
+    if walks.contains(&request.method) && scores.values.iter().all(|&v| v == 0.0) {
+        bail!(
+            "{}: no loss moved at all; the learning rate is too small for 32-bit floats, give a larger --learning-rate",
+            scores.method
+        );
+    }
     if let Some(note) = prefilter {
         scores.provenance.insert("prefilter".into(), note);
     }
@@ -453,9 +468,17 @@ impl Scoring<'_> {
     }
 
     fn test_units(&self, unit: &str) -> Result<Units> {
+        let examples = self.open.set.test_examples();
         Ok(match unit {
             "example" => Units::each(&self.axes.test_keys)?,
-            column => Units::by(self.open.set.test_examples(), column)?,
+            column => {
+                if (examples.as_slice().iter()).all(|e| e.column(column).is_none()) {
+                    bail!(
+                        "--test-unit {column}: no test example has such a column; write dataset, example or the name of a column"
+                    );
+                }
+                Units::by(examples, column)?
+            }
         })
     }
 
@@ -543,6 +566,9 @@ impl Scoring<'_> {
         if let Some(damping) = s.damping {
             params = params.damping(damping);
         }
+        if s.epsilon.is_some() {
+            params = params.epsilon(s.epsilon);
+        }
         if let Some(tolerance) = s.tolerance {
             params = params.tolerance(tolerance);
         }
@@ -581,6 +607,7 @@ pub fn settings_note(
         "curvature": debug(settings.curvature.as_ref().map(|v| v as _)),
         "damping": settings.damping,
         "relative_damping": settings.relative_damping,
+        "epsilon": settings.epsilon,
         "tolerance": settings.tolerance,
         "iterations": settings.iterations,
         "rank": settings.rank,

@@ -1,7 +1,7 @@
 //! Which settings belong to which method.
 
 use super::name;
-use crate::cli::{AttributeArgs, AttributionMethod, LeaveOutArgs, MethodSettings};
+use crate::cli::{AttributeArgs, AttributionMethod, LabelsArg, LeaveOutArgs, MethodSettings};
 use anyhow::{Result, bail};
 
 use AttributionMethod::*;
@@ -85,17 +85,46 @@ pub fn check(args: &AttributeArgs) -> Result<()> {
             );
         }
     }
-    if args.settings.prefilter.is_some() {
+    check_together(&args.settings)?;
+    let leaves_out = [
+        ("--prefilter", args.settings.prefilter.is_some()),
+        ("--trained-only", args.settings.trained_only),
+    ];
+    for (setting, _) in leaves_out.into_iter().filter(|(_, is_given)| *is_given) {
         if args.simulator.is_some() {
             bail!(
-                "--simulator needs a score of every training example; leave --prefilter out, or --simulator"
+                "--simulator needs a score of every training example; leave {setting} out, or --simulator"
             );
         }
         if args.out.is_none() {
             bail!(
-                "--prefilter leaves training examples without a score, which `compare` cannot use; say with --out where the scores go"
+                "{setting} leaves training examples without a score, which `compare` cannot use; say with --out where the scores go"
             );
         }
+    }
+    Ok(())
+}
+
+/// Fails where one setting would make another one do nothing.
+fn check_together(s: &MethodSettings) -> Result<()> {
+    if s.test_unit.is_some() {
+        let others = [
+            ("--tokens", s.tokens.is_some()),
+            ("--projection", s.projection.is_some()),
+            ("--query-rank", s.query_rank.is_some()),
+            ("--prefilter", s.prefilter.is_some()),
+        ];
+        if let Some((other, _)) = others.iter().find(|(_, is_given)| *is_given) {
+            bail!("{other} is about single test examples; leave it or --test-unit out");
+        }
+    }
+    if s.repeats.is_some_and(|n| n > 1) && s.batch_size.is_none() {
+        bail!(
+            "--repeats averages recursions over drawn batches; without --batch-size every recursion is the same: give one, or leave --repeats out"
+        );
+    }
+    if s.draws.is_some() && s.labels.is_some_and(|l| l != LabelsArg::Sampled) {
+        bail!("--draws counts sampled labels; leave it out, or --labels");
     }
     Ok(())
 }
@@ -116,6 +145,7 @@ fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
             s.relative_damping.is_some(),
             INFLUENCE,
         ),
+        ("--epsilon", s.epsilon.is_some(), &[Pbrf]),
         (
             "--tolerance",
             s.tolerance.is_some(),
@@ -163,4 +193,36 @@ fn given(s: &MethodSettings, l: &LeaveOutArgs) -> Vec<Setting> {
         ("--subsets", l.subsets.is_some(), &[LeaveOut]),
         ("--fraction", l.fraction.is_some(), &[LeaveOut]),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_would_do_nothing_together_are_refused() {
+        let refused = |change: fn(&mut MethodSettings)| {
+            let mut settings = MethodSettings::default();
+            change(&mut settings);
+            check_together(&settings).map_err(|error| error.to_string())
+        };
+        assert_eq!(refused(|_| ()), Ok(()));
+        let units = refused(|s| {
+            s.test_unit = Some("dataset".to_owned());
+            s.projection = Some(8);
+        });
+        assert!(units.unwrap_err().contains("--projection"));
+        let repeats = refused(|s| s.repeats = Some(5));
+        assert!(repeats.unwrap_err().contains("--batch-size"));
+        let drawn = refused(|s| {
+            s.repeats = Some(5);
+            s.batch_size = Some(8);
+        });
+        assert_eq!(drawn, Ok(()));
+        let draws = refused(|s| {
+            s.draws = Some(5);
+            s.labels = Some(LabelsArg::Given);
+        });
+        assert!(draws.unwrap_err().contains("--draws"));
+    }
 }

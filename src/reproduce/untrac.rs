@@ -15,8 +15,8 @@ use super::report::{Outcome, Report, SettingReport, setting_report};
 use super::rows::{Row, default_methods, rows, sweep};
 use super::text;
 use super::values::{Groups, Influences, Work};
-use crate::cli::{AttributionMethod, Format, RecordArgs, ReproduceArgs};
 use crate::attribute::leave_out;
+use crate::cli::{AttributionMethod, Format, RecordArgs, ReproduceArgs};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Progress, Run};
@@ -285,10 +285,7 @@ fn draw(
         return Ok(());
     }
     let test = &report.tests[0];
-    let title = format!(
-        "{}: influence on {}",
-        report.about, test.test
-    );
+    let title = format!("{}: influence on {}", report.about, test.test);
     let picture = pictures::influences(&title, &report.datasets, &methods)?;
     save(&args.out, report.name, "influence", &picture)?;
     // Exposure is the same share of a step for every example.

@@ -175,7 +175,7 @@ pub enum ScoresError {
     },
     /// A score that is NaN or infinite.
     #[error(
-        "{method}: the score of training example {train_key:?} for test example {test_key:?} is {got}"
+        "{method}: the score of training example {train_key:?} for test example {test_key:?} is {got}; a damping or learning rate may be beyond what 32-bit floats hold"
     )]
     NotFinite {
         /// Name of the method.

@@ -52,7 +52,7 @@ pub enum SolveError {
     },
     /// The residual stayed too large.
     #[error(
-        "{solver} did not converge: after {iterations} iterations the largest relative residual is {residual:.3e}, wanted {tolerance:.1e}; raise the iterations or the damping ({damping:.3e} now), or accept a larger tolerance"
+        "{solver} did not converge: after {iterations} iterations the largest relative residual is {residual:.3e}, wanted {tolerance:.1e}; raise the number of iterations (terms of the series for LiSSA: --depth; conjugate gradients: --iterations) or the damping ({damping:.3e} now), or accept a larger --tolerance"
     )]
     NotConverged {
         /// Which solver.

@@ -58,6 +58,10 @@ pub fn measure(
     progress: &dyn Progress,
 ) -> Result<LeftOut> {
     let method = options.params.check()?;
+    let subset_params = match &options.subsets {
+        Some(params) => Some(params.check()?),
+        None => None,
+    };
     let (units, untrained) = units(open, reference, &options.unit)?;
     let source = Source::of(open, reference);
     let mut model = crate::train::fine_tuning(&open.set, reference, &options.device)?;
@@ -84,8 +88,8 @@ pub fn measure(
     let truth = method.truth(&work, &units)?;
     let path = truth_path(open, reference, &options.unit);
     write(&path, truth.to_artifact(), &options.unit, &source)?;
-    let subsets = match &options.subsets {
-        Some(params) => Some(method.subsets(&work, &params.check()?)?),
+    let subsets = match &subset_params {
+        Some(params) => Some(method.subsets(&work, params)?),
         None => None,
     };
     if let Some(subsets) = &subsets {
@@ -153,6 +157,11 @@ fn scores(
         for (name, value) in entries {
             scores.provenance.insert(name.to_owned(), value.into());
         }
+        let steps = reference.curriculum.steps();
+        let each: usize = steps.iter().map(|step| step.batch.len()).sum();
+        let trainings = truth.seeds.len() * (truth.units.len() + 1);
+        let count = (each * trainings) as u64;
+        (scores.provenance).insert("gradient_evaluations".into(), count.into());
         scores
     }))
 }

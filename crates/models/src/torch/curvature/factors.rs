@@ -34,14 +34,16 @@ pub enum FactorKind {
 /// Which targets the gradients in the expectations are taken for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Labels {
-    /// Drawn from the model's own predictions, so many times per example: the Fisher matrix.
+    /// Drawn from the model's own predictions, so many times per example: the Fisher matrix, which
+    /// is the Gauss-Newton matrix.
     Sampled {
         /// Seed of the draws.
         seed: u64,
         /// Draws per example, at least 1.
         draws: u32,
     },
-    /// The examples' own: the empirical Fisher matrix.
+    /// The examples' own: the empirical Fisher matrix `E[g gᵀ]` of the gradients of whole examples.
+    /// Of a loss that is a mean over `K` targets it is smaller than the Fisher matrix, by about `K`.
     Given,
     /// The expectation over all targets taken exactly: one backward pass per position and class.
     Expected,
@@ -476,6 +478,11 @@ fn squares(block: &Block, captured: &Captured, scratch: &mut Tensor) -> Tensor {
 
 /// The losses whose gradients are to be taken, `[examples]` each; every one already carries the
 /// root of its probability.
+///
+/// Where labels are drawn, positions are independent of each other, and each comes with the *root*
+/// of its share `w_t` in the example's loss: `E[(Σ_t √w_t g_t)(…)ᵀ] = Σ_t w_t E[g_t g_tᵀ]` is the
+/// Fisher and Gauss-Newton matrix of the weighted loss; the square of the loss's own gradient would
+/// have `w_t²`, too little by the length of the answer.
 fn losses_of(outputs: &Outputs, labels: Labels, rng: &mut ChaCha8Rng) -> Vec<Tensor> {
     match labels {
         Labels::Given => vec![outputs.losses()],
@@ -486,7 +493,9 @@ fn losses_of(outputs: &Outputs, labels: Labels, rng: &mut ChaCha8Rng) -> Vec<Ten
                     Draw::Uniform => rng.random::<f64>(),
                     Draw::Normal => StandardNormal.sample(rng),
                 };
-                outputs.sampled(&mut draw).losses() / root
+                let mut drawn = outputs.sampled(&mut draw);
+                drawn.weights = drawn.weights.sqrt();
+                drawn.losses() / root
             });
             drawn.collect()
         }
@@ -512,7 +521,7 @@ fn expected_losses(outputs: &Outputs) -> Vec<Tensor> {
                     -(&log * (log.detach() * 0.5).exp())
                 }
             };
-            losses.push((per_position * &here).sum_dim_intlist(1, false, None));
+            losses.push((per_position * here.sqrt()).sum_dim_intlist(1, false, None));
         }
     }
     losses
@@ -831,6 +840,33 @@ mod tests {
             let back = curvature.times(&solved) + &solved * 0.03;
             let worst = (back - &vector).abs().max().double_value(&[]);
             assert!(worst < 1e-10, "{kind:?}: {worst}");
+        }
+    }
+
+    #[test]
+    fn ref_the_diagonal_of_sequences_is_that_of_the_gauss_newton_matrix() {
+        let model = Transformer::with_kind(&weights(true), Device::Cpu, Kind::Double);
+        let train = examples(6, 0);
+        let answers = train.iter().map(|e| e.tokens.len() - e.answer_start);
+        assert!(answers.collect::<std::collections::BTreeSet<_>>().len() > 1);
+        let shares = shares(6);
+        let settings = GradientSettings::default();
+        let kind = CurvatureKind::GaussNewton;
+        let curvature = Curvature::new(&model, &train, &shares, kind, &settings).unwrap();
+        let length = model.layout().flat_len() as i64;
+        let unit = Tensor::eye(length, (Kind::Double, Device::Cpu));
+        let diagonal = curvature.times(&unit).diagonal(0, 0, 1).unsqueeze(0);
+        let factors = fit(&model, &train, FactorKind::Diagonal, Labels::Expected);
+        for factors in &factors.blocks {
+            let expected = factors.block.cut(&diagonal).select(0, 0);
+            let expected = expected.view_as(&factors.eigenvalues);
+            let worst = (&expected - &factors.eigenvalues).abs().max();
+            let largest = expected.abs().max().double_value(&[]);
+            assert!(
+                worst.double_value(&[]) < 1e-9 * largest,
+                "{}",
+                factors.block.layer
+            );
         }
     }
 
