@@ -135,6 +135,13 @@ fn fit_all(
         if method == AttributionMethod::LeaveOut && !is_named(args, named) && !is_kept() {
             continue;
         }
+        if SLOW.contains(&method) && m > SLOW_TESTS && !is_named(args, named) && !is_kept() {
+            eprintln!(
+                "note: {} is left out: with {m} test examples it takes hours; name it with --methods to have it, or keep its scores with `simfluence attribute` first",
+                attribute::name(method)
+            );
+            continue;
+        }
         let (scores, cost) = measured(|| attribute::cached(args, open, split, method, progress));
         match scores {
             // What scores cost that were kept from before stands in their file, if anywhere.
@@ -220,6 +227,17 @@ const BY_DEFAULT: [AttributionMethod; 4] = [
     AttributionMethod::TracinCp,
     AttributionMethod::LeaveOut,
 ];
+
+/// Attribution methods that minimise or solve a system for every test example (or, PBRF, for every
+/// unit), so that "all" means them only with few test examples or where that has been done.
+const SLOW: [AttributionMethod; 3] = [
+    AttributionMethod::HifCg,
+    AttributionMethod::HifLissa,
+    AttributionMethod::Pbrf,
+];
+
+/// Most test examples with which "all" means the slow methods, too.
+const SLOW_TESTS: usize = 16;
 
 fn wants(args: &CompareArgs, method: CompareMethod, by_default: bool) -> bool {
     let all = args.methods.contains(&CompareMethod::All);
