@@ -153,16 +153,14 @@ pub fn cached(
     };
     let path = kept_scores(open, method)?;
     if path.exists() {
-        let scores = Scores::from_artifact(&read_artifact(&path)?)
+        let mut scores = Scores::from_artifact(&read_artifact(&path)?)
             .with_context(|| format!("{}", path.display()))?;
         open.check_keys(&path, &scores.train_keys, &scores.test_keys)?;
         let made_from = scores.provenance.get("reference_run");
         if made_from.and_then(|v| v.as_str()) == Some(&reference.id) {
-            if let Some(settings) = scores.provenance.get("options") {
-                eprintln!(
-                    "note: the kept scores of {} were made with {settings}",
-                    name(method)
-                );
+            let others = other_settings(&scores, method);
+            if !others.is_empty() {
+                scores.method = format!("{} [{}]", scores.method, others.join(", "));
             }
             return Ok((scores, true));
         }
@@ -188,6 +186,27 @@ pub fn cached(
     let scores = compute(&request, open, reference, progress)?;
     write_artifact(&path, &scores.to_artifact())?;
     Ok((scores, false))
+}
+
+/// The settings of kept scores that differ from the method's defaults, so that a row that was made
+/// with them says so.
+fn other_settings(scores: &Scores, method: AttributionMethod) -> Vec<String> {
+    #[cfg(feature = "torch")]
+    let defaults = scoring::settings_note(method, &MethodSettings::default(), None);
+    #[cfg(not(feature = "torch"))]
+    let defaults = {
+        let _ = method;
+        serde_json::Value::Null
+    };
+    let options = scores.provenance.get("options").and_then(|o| o.as_object());
+    let entries = options.into_iter().flatten();
+    let others = entries.filter(|(name, value)| defaults.get(name.as_str()) != Some(*value));
+    others
+        .map(|(name, value)| match value.as_str() {
+            Some(text) => format!("{name} {text}"),
+            None => format!("{name} {value}"),
+        })
+        .collect()
 }
 
 /// Where `compare` finds the scores of a method.
