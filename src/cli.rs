@@ -820,7 +820,7 @@ pub struct ReproduceArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub jobs: u32,
     /// The methods (default: all but hif-exact and pbrf, and with --data, for the eight datasets,
-    /// all but hif-cg and hif-lissa besides: they would take too long). With untrac or untrac-inv their optimisers and learning rates are swept, too.
+    /// all but hif-cg and hif-lissa besides: they would take too long). With untrac or untrac-inv their optimisers and learning rates are swept, too (setting four).
     #[arg(long, value_enum, value_delimiter = ',')]
     pub methods: Vec<AttributionMethod>,
     /// Another task file for the number tasks than the built-in one, a smaller one for instance.
