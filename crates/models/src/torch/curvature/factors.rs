@@ -404,6 +404,8 @@ impl<M: Model> Fit<'_, M> {
                 sums.iter_mut().flatten().for_each(|sum| sum.close(shares));
             },
         );
+        // There is no pass after the next.
+        self.keep_bytes = 0;
         let sums = sums.into_inner();
         let mut matrices = Vec::new();
         for (block, sum) in blocks.iter().zip(&sums) {
@@ -931,7 +933,7 @@ mod tests {
         let by_length = by_length(&model, &train);
         let longest = model.batch(&[&train[by_length[0]]]);
         let bytes = Captured::new(&model, &longest, Outputs::losses).bytes();
-        // A batch holds two examples in each; what is kept are all, some or none.
+        // A batch holds two examples in each; all are kept, or some.
         let of = |memory: usize, kind, labels| {
             let settings = GradientSettings {
                 batch_size: 2,

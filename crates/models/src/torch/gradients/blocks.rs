@@ -342,9 +342,8 @@ impl Block {
         self.direct_cost(train, other, test) < formed
     }
 
-    /// The rows of the formed shape in stripes, each the first row and their number: thin enough
-    /// that the stripes of many examples stay in the processor's cache between being formed and
-    /// being multiplied. What is no plain matrix is one stripe.
+    /// The rows of the formed shape in stripes, each the first row and their number: thin, so that
+    /// those of many examples take little memory. What is no plain matrix is one stripe.
     pub(in crate::torch) fn stripes(&self) -> Vec<(i64, i64)> {
         let rows = self.formed_shape()[0];
         let height = if self.is_plain() { STRIPE_ROWS } else { rows };
