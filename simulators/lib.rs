@@ -9,6 +9,7 @@ pub mod gradcos;
 pub mod graddot;
 pub mod hif;
 pub mod leave_out;
+pub mod optimizer_dynamics;
 pub mod pbrf;
 pub mod prefilter;
 pub mod simfluence;

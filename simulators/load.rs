@@ -2,6 +2,7 @@
 
 use crate::additive::{AdditiveError, AdditiveSimulator, CalibratedSimulator};
 use crate::baselines::{BaselineError, MeanRun, NoLearning};
+use crate::optimizer_dynamics::{OptimizerDynamicsError, OptimizerDynamicsSimulator};
 use crate::simfluence::{SimfluenceError, SimfluenceSimulator};
 use simfluence_core::{Artifact, ArtifactError, Simulator};
 
@@ -12,6 +13,7 @@ use simfluence_core::{Artifact, ArtifactError, Simulator};
 pub fn load(artifact: &Artifact) -> Result<Box<dyn Simulator>, LoadError> {
     Ok(match artifact.text("simulator")? {
         "simfluence" => Box::new(SimfluenceSimulator::from_artifact(artifact)?),
+        "optimizer-dynamics" => Box::new(OptimizerDynamicsSimulator::from_artifact(artifact)?),
         "additive" => Box::new(AdditiveSimulator::from_artifact(artifact)?),
         "calibrated" => Box::new(CalibratedSimulator::from_artifact(artifact)?),
         "no-learning" => Box::new(NoLearning::from_artifact(artifact)?),
@@ -29,7 +31,7 @@ pub fn load(artifact: &Artifact) -> Result<Box<dyn Simulator>, LoadError> {
 pub enum LoadError {
     /// A kind of simulator that is not known.
     #[error(
-        "unknown simulator {got:?}; known are simfluence, additive, calibrated, no-learning and mean-run"
+        "unknown simulator {got:?}; known are simfluence, optimizer-dynamics, additive, calibrated, no-learning and mean-run"
     )]
     Unknown {
         /// What the file says.
@@ -41,6 +43,9 @@ pub enum LoadError {
     /// A Simfluence simulator.
     #[error(transparent)]
     Simfluence(#[from] SimfluenceError),
+    /// An optimiser-dynamics simulator.
+    #[error(transparent)]
+    OptimizerDynamics(#[from] OptimizerDynamicsError),
     /// An additive simulator.
     #[error(transparent)]
     Additive(#[from] AdditiveError),

@@ -195,6 +195,8 @@ pub struct SplitArgs {
 /// Simulators that `fit` learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum FitMethod {
+    /// Losses driven by the optimiser's own filtered and normalised updates, dataset by dataset.
+    OptimizerDynamics,
     /// `L_t = α_t L_{t-1} + β_t`.
     #[default]
     SimfluenceLinear,
@@ -692,8 +694,8 @@ pub struct WhatifArgs {
 pub enum CompareMethod {
     /// Every one.
     All,
-    /// Simfluence.
-    Simfluence(FitMethod),
+    /// What `fit` learns.
+    Fitted(FitMethod),
     /// First-order changes along each run itself.
     TracinIdeal,
     /// The scores of an attribution method.
@@ -706,9 +708,10 @@ impl ValueEnum for CompareMethod {
         const {
             &[
                 Self::All,
-                Self::Simfluence(FitMethod::SimfluenceLinear),
-                Self::Simfluence(FitMethod::SimfluenceAdditive),
-                Self::Simfluence(FitMethod::SimfluenceMultiplicative),
+                Self::Fitted(FitMethod::OptimizerDynamics),
+                Self::Fitted(FitMethod::SimfluenceLinear),
+                Self::Fitted(FitMethod::SimfluenceAdditive),
+                Self::Fitted(FitMethod::SimfluenceMultiplicative),
                 Self::Attribution(Graddot),
                 Self::Attribution(GraddotPreconditioned),
                 Self::Attribution(Gradcos),
@@ -738,7 +741,7 @@ impl ValueEnum for CompareMethod {
                 clap::builder::PossibleValue::new("all")
                     .help("every method; leave-out only where its scores are kept"),
             ),
-            Self::Simfluence(method) => method.to_possible_value(),
+            Self::Fitted(method) => method.to_possible_value(),
             Self::TracinIdeal => Some(
                 clap::builder::PossibleValue::new("tracin-ideal")
                     .help("an oracle: first-order changes along each judged run itself, replayed"),

@@ -22,8 +22,10 @@ use simfluence_simulators::baselines::{FitMeanRun, NoLearning};
 use simfluence_simulators::simfluence::Variant;
 use std::path::Path;
 
-/// Name of Simfluence-Linear, whose differences to all other methods are shown.
+/// Name of Simfluence-Linear.
 const LINEAR: &str = "simfluence-linear";
+/// Names of the methods whose differences to all other methods are shown.
+const FOCUS: [&str; 2] = ["optimizer-dynamics", LINEAR];
 
 /// A simulator that takes part, with what its fit cost.
 struct Fitted {
@@ -91,8 +93,9 @@ pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
 
 /// The methods whose differences to all others are shown.
 fn focus(fitted: &[Fitted]) -> Vec<String> {
-    let has_linear = fitted.iter().any(|f| f.name == LINEAR);
-    has_linear.then(|| LINEAR.to_owned()).into_iter().collect()
+    let is_there = |name: &&str| fitted.iter().any(|f| f.name == **name);
+    let there = FOCUS.iter().filter(|name| is_there(name));
+    there.map(|name| (*name).to_owned()).collect()
 }
 
 fn fit_all(
@@ -112,8 +115,19 @@ fn fit_all(
     }];
     let (mean_run, cost) = measured(|| FitMeanRun.fit(&split.train, n, &NoProgress));
     fitted.push(named(Box::new(mean_run?), cost));
+    let method = CompareMethod::Fitted(FitMethod::OptimizerDynamics);
+    if wants(args, method, true) {
+        let (fit, cost) = measured(|| {
+            crate::fit::optimizer_dynamics(open, &split.train, args.split.seed, progress)
+        });
+        match fit {
+            Ok(fit) => fitted.push(named(Box::new(fit), cost)),
+            Err(error) if !is_named(args, method) => left_out(method, &error),
+            Err(error) => return Err(error),
+        }
+    }
     for (variant, method) in SIMFLUENCE {
-        let method = CompareMethod::Simfluence(method);
+        let method = CompareMethod::Fitted(method);
         if wants(args, method, true) {
             let (fit, cost) =
                 measured(|| crate::fit::with_defaults(variant, open, &split.train, progress));

@@ -6,6 +6,9 @@ use anyhow::{Context, Result, bail};
 use simfluence_core::{Fit, Progress, Run};
 use simfluence_recorder::write_artifact;
 use simfluence_simulators::baselines::FitMeanRun;
+use simfluence_simulators::optimizer_dynamics::{
+    OptimizerDynamicsParams, OptimizerDynamicsReport, OptimizerDynamicsSimulator,
+};
 use simfluence_simulators::simfluence::{
     FitReport, Lambda, Objective, Penalty, PenaltySearch, Shrinkage, SimfluenceParams,
     SimfluenceSimulator, Solver, Variant,
@@ -20,6 +23,19 @@ pub fn with_defaults(
     progress: &dyn Progress,
 ) -> Result<SimfluenceSimulator> {
     let params = SimfluenceParams::new().variant(variant).check()?;
+    Ok(params.fit(train, open.train_count(), progress)?)
+}
+
+/// Optimiser dynamics with the default settings; datasets are those of the training examples.
+pub fn optimizer_dynamics(
+    open: &OpenRuns,
+    train: &[&Run],
+    seed: u64,
+    progress: &dyn Progress,
+) -> Result<OptimizerDynamicsSimulator> {
+    let (_, groups) = open.set.train_examples().groups("dataset");
+    let groups = groups.into_iter().map(|g| g as u32).collect();
+    let params = OptimizerDynamicsParams::new(groups).seed(seed).check()?;
     Ok(params.fit(train, open.train_count(), progress)?)
 }
 
@@ -41,6 +57,11 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
                 split.train.len()
             );
             return Ok(());
+        }
+        FitMethod::OptimizerDynamics => {
+            let simulator = optimizer_dynamics(&open, &split.train, args.split.seed, progress)?;
+            write_artifact(&args.out, &simulator.to_artifact(&train_keys, &test_keys)?)?;
+            return report_dynamics(args, simulator.report());
         }
         FitMethod::SimfluenceLinear => Variant::Linear,
         FitMethod::SimfluenceAdditive => Variant::Additive,
@@ -153,4 +174,55 @@ fn print_choice_csv(report: &FitReport) -> Result<()> {
         ])?;
     }
     Ok(writer.flush()?)
+}
+
+fn report_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) -> Result<()> {
+    match args.format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(report)?),
+        Format::Csv => {
+            let mut writer = csv::Writer::from_writer(std::io::stdout());
+            writer.write_record(["penalty", "exponent", "leave_run_out_mse"])?;
+            for candidate in &report.candidates {
+                writer.write_record([
+                    candidate.penalty.to_string(),
+                    candidate.exponent.to_string(),
+                    candidate.mse.to_string(),
+                ])?;
+            }
+            writer.flush()?;
+        }
+        Format::Table => print_dynamics(args, report),
+    }
+    Ok(())
+}
+
+fn print_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) {
+    println!(
+        "{}: fitted on {} runs in {:.2} s",
+        args.out.display(),
+        report.training_runs.len(),
+        report.seconds
+    );
+    println!(
+        "  penalty {}, normalisation exponent {}; error of left-out runs {:.4} nats²",
+        report.chosen.penalty, report.chosen.exponent, report.chosen.mse
+    );
+    match &report.correction {
+        Some(choice) => println!(
+            "  correction: error of left-out runs {:.4} → {:.4} nats² (length scales {} and {}, noise {})",
+            choice.before, choice.after, choice.exposure_scale, choice.clock_scale, choice.noise
+        ),
+        None => println!("  no correction: none lowers the error of left-out runs"),
+    }
+    if !report.batch_losses {
+        println!(
+            "  no run has losses of its batches: every dataset is taken to push at full strength; record batch_loss to have saturation"
+        );
+    }
+    if report.sparse {
+        println!("  losses between evaluations were filled in by the fit");
+    }
+    for left_out in &report.left_out {
+        println!("  left out: {left_out}");
+    }
 }

@@ -9,7 +9,6 @@ use serde::Serialize;
 use simfluence_core::{Curriculum, Example, Examples, Progress, Run, Simulator, Trajectory};
 use simfluence_evaluation::plots::{WhatIfPlot, what_if};
 use simfluence_recorder::{write_atomically, write_curriculum};
-use simfluence_simulators::simfluence::Variant;
 
 /// Test examples shown without `--all`.
 const SHOWN: usize = 10;
@@ -73,10 +72,10 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
         Some(path) => open.load_simulator(path)?,
         None => {
             let split = open.split(&args.split)?;
-            Box::new(crate::fit::with_defaults(
-                Variant::Linear,
+            Box::new(crate::fit::optimizer_dynamics(
                 &open,
                 &split.train,
+                args.split.seed,
                 progress,
             )?)
         }

@@ -20,7 +20,7 @@
 
 mod algorithm;
 mod params;
-mod runs;
+pub(crate) mod runs;
 
 pub use algorithm::{FitReport, SimfluenceError, SimfluenceSimulator};
 pub use params::{Lambda, SimfluenceParams, SimfluenceValidParams};

@@ -38,7 +38,7 @@ impl std::fmt::Display for LeftOut {
 }
 
 /// Splits runs into those to fit on and those left out, in their order.
-pub(super) fn select<'a>(
+pub(crate) fn select<'a>(
     runs: &[&'a Run],
     needs_consecutive: bool,
 ) -> (Vec<&'a Run>, Vec<LeftOut>) {
@@ -91,7 +91,7 @@ pub(super) fn sequence(run: &Run, train_count: usize) -> Result<Sequence, FitErr
 
 /// A group per run: runs with the same batches are one group, and so are an edited run, its base
 /// and the other edits of that base. A group never straddles a fold.
-pub(super) fn groups(runs: &[&Run]) -> Vec<usize> {
+pub(crate) fn groups(runs: &[&Run]) -> Vec<usize> {
     let mut groups = Groups::default();
     for run in runs {
         let own = groups.node(format!("run {}", run.id));

@@ -37,4 +37,4 @@ pub use identifiability::{Identifiability, RARELY};
 pub use lanes::LANES;
 pub use parameters::Parameters;
 pub use problem::{Penalty, Problem, Sequence, Shrinkage, Variant};
-pub use selection::{PenaltyChoice, PenaltyScore, PenaltySearch, choose_penalty};
+pub use selection::{PenaltyChoice, PenaltyScore, PenaltySearch, assign_folds, choose_penalty};

@@ -129,7 +129,7 @@ pub fn choose_penalty(
 ) -> Result<PenaltyChoice, FitError> {
     search.check()?;
     crate::rollout::sequences(problem, sequences)?;
-    let fold_of = assign_folds(groups, search)?;
+    let fold_of = assign_folds(groups, search.folds, search.seed)?;
     let folds = fold_of.iter().max().map_or(0, |&f| f + 1);
     let path = search.path(settings.variant);
     let parts: Result<Vec<Part>, FitError> = (0..folds)
@@ -160,8 +160,12 @@ pub fn choose_penalty(
     choose(table, folds)
 }
 
-/// The fold of each sequence: groups in seeded random order, dealt out in turn.
-fn assign_folds(groups: &[usize], search: &PenaltySearch) -> Result<Vec<usize>, FitError> {
+/// The fold of each run: groups in seeded random order, dealt out in turn; fewer than `folds`
+/// where there are fewer groups.
+///
+/// # Errors
+/// Fewer than two groups.
+pub fn assign_folds(groups: &[usize], folds: usize, seed: u64) -> Result<Vec<usize>, FitError> {
     let mut names: Vec<usize> = groups.to_vec();
     names.sort_unstable();
     names.dedup();
@@ -170,8 +174,8 @@ fn assign_folds(groups: &[usize], search: &PenaltySearch) -> Result<Vec<usize>, 
             groups: names.len(),
         });
     }
-    let folds = search.folds.min(names.len());
-    names.shuffle(&mut ChaCha8Rng::seed_from_u64(search.seed));
+    let folds = folds.min(names.len());
+    names.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     Ok(groups
         .iter()
         .map(|group| {

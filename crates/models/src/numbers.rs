@@ -7,6 +7,7 @@
 //! | `length-digits` | Determine the length of '{friend}'. Provide your answer in numerical form. | 6 |
 //! | `length-words` | Determine the length of '{problem}'. Provide your answer in words. | seven |
 //! | `test` | What is the number that comes after {2}? | 3 |
+//! | `test`, in words | What is the number that comes after {2}, in words? | three |
 //!
 //! # Reference
 //! Isonuma & Titov, *Unlearning Traces the Influential Training Data of Language Models*, table 1.
@@ -72,13 +73,15 @@ pub fn train_examples(per_dataset: usize, seed: u64) -> Vec<TextExample> {
     examples
 }
 
-/// The test task: `count` numbers between 0 and 255, spread evenly.
-pub fn test_examples(count: usize) -> Vec<TextExample> {
+/// The test task: `count` numbers between 0 and 255, spread evenly, to be answered in digits (as
+/// in the paper) or in words (answers of many tokens).
+pub fn test_examples(count: usize, in_words: bool) -> Vec<TextExample> {
+    let asked = if in_words { ", in words" } else { "" };
     (0..count)
         .map(|k| {
             let n = k * LARGEST_SIZE / count;
-            let prompt = format!(" What is the number that comes after {n}? ");
-            example("test", n, &prompt, &written(n as u32 + 1, false))
+            let prompt = format!(" What is the number that comes after {n}{asked}? ");
+            example("test", n, &prompt, &written(n as u32 + 1, in_words))
         })
         .collect()
 }
@@ -532,9 +535,10 @@ mod tests {
             "Determine the length of 'problem'. Provide your answer in words.",
             "seven"
         ));
-        let test = test_examples(LARGEST_SIZE);
+        let test = test_examples(LARGEST_SIZE, false);
         assert_eq!(test[2].prompt, " What is the number that comes after 2? ");
         assert_eq!(test[2].answer, "3\n");
+        assert_eq!(test_examples(LARGEST_SIZE, true)[2].answer, "three\n");
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub struct NumbersSettings {
     pub train_per_dataset: usize,
     /// Test examples, 1 to 256, default 64.
     pub test: usize,
+    /// Whether the test task is to be answered in words instead of digits, default no.
+    pub test_in_words: bool,
     /// Lines of generic text to pre-train on, default 20 000.
     pub corpus_lines: usize,
     /// Seed of the draw, default 0.
@@ -103,6 +105,7 @@ impl Default for NumbersSettings {
         Self {
             train_per_dataset: numbers::LARGEST_SIZE,
             test: 64,
+            test_in_words: false,
             corpus_lines: 20_000,
             seed: 0,
         }
@@ -227,7 +230,7 @@ impl Task {
         match settings {
             DataSettings::Numbers(settings) => Ok(TaskData {
                 train: numbers::train_examples(settings.train_per_dataset, settings.seed),
-                test: numbers::test_examples(settings.test),
+                test: numbers::test_examples(settings.test, settings.test_in_words),
                 corpus: numbers::generic_text(settings.corpus_lines, settings.seed),
             }),
             DataSettings::CausalChains(settings) => Ok(causal_chains::data(settings)),

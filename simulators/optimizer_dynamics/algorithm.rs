@@ -1,0 +1,490 @@
+//! Fitting on recorded runs and simulating.
+
+use super::correction::{Correction, CorrectionChoice, Missed};
+use super::inputs::Inputs;
+use super::model::{Model, Prepared, Shape};
+use super::params::{OptimizerDynamicsParams, OptimizerDynamicsValidParams};
+use super::path::Path;
+use super::pushes::{Memory, SecondMoment};
+use crate::simfluence::LeftOut;
+use crate::simfluence::runs::{groups as run_groups, select};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use simfluence_core::{
+    ArtifactError, Curriculum, Fit, Progress, Run, SimulateError, Simulator, Trajectory,
+    check_simulation_input,
+};
+use simfluence_fitter::{FitError, assign_folds};
+use std::time::Instant;
+
+/// Name of the method, as it stands in tables.
+pub(super) const NAME: &str = "optimizer-dynamics";
+/// Fewest and most components of the state by default.
+const RANKS: (usize, usize) = (2, 8);
+
+/// Error of left-out runs with one setting.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Ridge penalty `λ`.
+    pub penalty: f64,
+    /// Exponent of the normalisation.
+    pub exponent: f64,
+    /// All-steps mean squared error of simulated left-out runs, nats².
+    pub mse: f64,
+}
+
+/// What a fit did and found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OptimizerDynamicsReport {
+    /// Ids of the runs it was fitted on.
+    pub training_runs: Vec<String>,
+    /// Runs that were given and not used, with the reason.
+    pub left_out: Vec<LeftOut>,
+    /// The constants of the recorded optimiser.
+    pub memory: Memory,
+    /// Mean learning rate of the runs; `None` where rates were not recorded.
+    pub reference_rate: Option<f64>,
+    /// Whether the residuals of the datasets were learned from recorded batch losses.
+    pub batch_losses: bool,
+    /// Whether evaluations were left out that had to be filled in.
+    pub sparse: bool,
+    /// The candidates, and
+    pub candidates: Vec<Candidate>,
+    /// the one that was chosen.
+    pub chosen: Candidate,
+    /// How the correction was chosen; `None` without one.
+    pub correction: Option<CorrectionChoice>,
+    /// Wall time of the fit (seconds); not stored in files.
+    #[serde(skip)]
+    pub seconds: f64,
+}
+
+/// A fitted simulator; see the [module](super) for its equation.
+///
+/// ```
+/// use simfluence_core::{Curriculum, Fit, NoProgress, Run, RunInfo, RunStatus, Simulator, Step, Trajectory};
+/// use simfluence_simulators::optimizer_dynamics::OptimizerDynamicsParams;
+/// // Dataset 0 lowers the loss by a tenth a step, dataset 1 does nothing.
+/// let run = |id: &str, order: &[u32]| {
+///     let mut losses = vec![4.0_f32];
+///     for &example in order {
+///         let last = losses[losses.len() - 1];
+///         losses.push(if example == 0 { 0.9 * last } else { last });
+///     }
+///     let steps = order.iter().map(|&i| Step::new(vec![i], Some(1e-3))).collect();
+///     Run {
+///         id: id.into(),
+///         info: RunInfo::new(RunStatus::Complete),
+///         batch_losses: vec![None; order.len()],
+///         curriculum: Curriculum::new(steps, 2).unwrap(),
+///         trajectory: Trajectory::new((0..losses.len() as u32).collect(), 1, losses).unwrap(),
+///     }
+/// };
+/// let runs = [
+///     run("a", &[0, 0, 0, 0, 0, 0]), run("b", &[1, 1, 1, 0, 0, 0]), run("c", &[1, 1, 1, 1, 1, 1]),
+///     run("d", &[0, 0, 0, 1, 1, 1]), run("e", &[0, 1, 0, 1, 0, 1]), run("f", &[1, 0, 1, 0, 1, 0]),
+/// ];
+/// let runs: Vec<&Run> = runs.iter().collect();
+/// let simulator = OptimizerDynamicsParams::new(vec![0, 1]).check()?.fit(&runs, 2, &NoProgress)?;
+/// let what_if = |example| {
+///     let steps = vec![Step::new(vec![example], Some(1e-3)); 6];
+///     let losses = simulator.simulate(&Curriculum::new(steps, 2).unwrap(), &[4.0]).unwrap();
+///     losses.last().unwrap()[0]
+/// };
+/// assert!(what_if(0) < what_if(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct OptimizerDynamicsSimulator {
+    pub(super) params: OptimizerDynamicsParams,
+    pub(super) group_count: usize,
+    pub(super) horizons: Vec<f64>,
+    pub(super) model: Model,
+    pub(super) correction: Option<Correction>,
+    pub(super) report: OptimizerDynamicsReport,
+}
+
+impl OptimizerDynamicsSimulator {
+    /// What the fit did and found.
+    pub fn report(&self) -> &OptimizerDynamicsReport {
+        &self.report
+    }
+
+    /// The settings it was fitted with.
+    pub fn params(&self) -> &OptimizerDynamicsParams {
+        &self.params
+    }
+}
+
+impl Simulator for OptimizerDynamicsSimulator {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn train_count(&self) -> usize {
+        self.params.groups.len()
+    }
+
+    fn test_count(&self) -> usize {
+        self.model.ceiling.len()
+    }
+
+    fn simulate(
+        &self,
+        curriculum: &Curriculum,
+        initial: &[f32],
+    ) -> Result<Trajectory, SimulateError> {
+        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
+        let (groups, count) = (&self.params.groups, self.group_count);
+        let inputs = Inputs::new(curriculum, groups, count, self.report.reference_rate, NAME)?;
+        let initial: Vec<f64> = initial.iter().map(|&l| f64::from(l)).collect();
+        let mut losses = self.model.roll(&inputs, &initial);
+        if let Some(correction) = &self.correction {
+            correction.apply(&inputs, &self.horizons, count, &mut losses);
+        }
+        let losses = losses.into_iter().map(|l| l as f32).collect();
+        let steps = (0..=curriculum.len() as u32).collect();
+        Trajectory::new(steps, self.test_count(), losses)
+            .map_err(|e| SimulateError::Other(e.to_string()))
+    }
+}
+
+impl Fit for OptimizerDynamicsValidParams {
+    type Simulator = OptimizerDynamicsSimulator;
+    type Error = OptimizerDynamicsError;
+
+    /// Fits on the runs that can be used; [`OptimizerDynamicsSimulator::report`] names the others.
+    ///
+    /// # Errors
+    /// No usable run, runs of different optimisers or over different test examples, groups for
+    /// another number of training examples, too few runs for leave-run-out validation.
+    fn fit(
+        &self,
+        runs: &[&Run],
+        train_count: usize,
+        progress: &dyn Progress,
+    ) -> Result<OptimizerDynamicsSimulator, OptimizerDynamicsError> {
+        let start = Instant::now();
+        let params = &self.0;
+        if params.groups.len() != train_count {
+            return Err(OptimizerDynamicsError::GroupCount {
+                expected: train_count,
+                got: params.groups.len(),
+            });
+        }
+        let (kept, left_out) = select(runs, false);
+        let first = *kept
+            .first()
+            .ok_or_else(|| OptimizerDynamicsError::NoUsableRun {
+                given: runs.len(),
+                left_out: left_out.clone(),
+            })?;
+        check_runs(&kept, first)?;
+        let group_count = params.groups.iter().max().map_or(0, |&g| g as usize + 1);
+        let memory = Memory::of(first.info.optimizer.as_ref());
+        let reference_rate = reference_rate(&kept);
+        let prepared: Vec<Prepared> = kept
+            .iter()
+            .map(|run| {
+                let groups = &params.groups;
+                let inputs =
+                    Inputs::new(&run.curriculum, groups, group_count, reference_rate, NAME);
+                Ok(Prepared::new(run, inputs?, groups, group_count))
+            })
+            .collect::<Result<_, SimulateError>>()?;
+        let folds = assign_folds(&run_groups(&kept), params.folds, params.seed)?;
+        let shapes: Vec<Shape> = exponents(memory, params)
+            .into_iter()
+            .map(|exponent| Shape {
+                memory,
+                exponent,
+                groups: group_count,
+                rank: params.rank.unwrap_or(group_count.clamp(RANKS.0, RANKS.1)),
+            })
+            .collect();
+        let (candidates, chosen) = choose(&prepared, &folds, &shapes, &params.penalties, progress);
+        let shape = shapes[chosen / params.penalties.len()];
+        let chosen = candidates[chosen];
+        let all: Vec<&Prepared> = prepared.iter().collect();
+        let (mut models, paths) = Model::fit(&all, shape, &[chosen.penalty]);
+        let model = models.pop().expect("one model per penalty");
+        let horizons = horizons(&kept);
+        let corrected = params
+            .correction
+            .then(|| correct(&prepared, &paths, &folds, shape, chosen.penalty, &horizons))
+            .flatten();
+        let (correction, correction_choice) = corrected.unzip();
+        let report = OptimizerDynamicsReport {
+            training_runs: kept.iter().map(|run| run.id.clone()).collect(),
+            left_out,
+            memory,
+            reference_rate,
+            batch_losses: !model.readout.weights.is_empty(),
+            sparse: !prepared.iter().all(|run| run.path.is_complete()),
+            candidates,
+            chosen,
+            correction: correction_choice,
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        Ok(OptimizerDynamicsSimulator {
+            params: params.clone(),
+            group_count,
+            horizons,
+            model,
+            correction,
+            report,
+        })
+    }
+}
+
+fn check_runs(runs: &[&Run], first: &Run) -> Result<(), OptimizerDynamicsError> {
+    let expected = first.trajectory.test_count();
+    for run in runs {
+        let got = run.trajectory.test_count();
+        if got != expected {
+            return Err(OptimizerDynamicsError::TestCount {
+                run: run.id.clone(),
+                got,
+                first: first.id.clone(),
+                expected,
+            });
+        }
+        if run.trajectory.initial().is_none() {
+            return Err(OptimizerDynamicsError::NoInitialLosses {
+                run: run.id.clone(),
+            });
+        }
+        if run.info.optimizer != first.info.optimizer {
+            return Err(OptimizerDynamicsError::Optimizer {
+                run: run.id.clone(),
+                first: first.id.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Mean learning rate over the steps of all runs, where every step has one and it is not 0.
+fn reference_rate(runs: &[&Run]) -> Option<f64> {
+    let (mut sum, mut count) = (0.0, 0.0);
+    for run in runs {
+        for step in run.curriculum.steps() {
+            sum += f64::from(step.learning_rate?);
+            count += 1.0;
+        }
+    }
+    (sum > 0.0).then(|| sum / count)
+}
+
+/// How far back the correction looks: the whole run, a fifth and a twentieth of a typical one.
+fn horizons(runs: &[&Run]) -> Vec<f64> {
+    let mut lengths: Vec<usize> = runs.iter().map(|run| run.curriculum.len()).collect();
+    lengths.sort_unstable();
+    let typical = lengths[lengths.len() / 2] as f64;
+    vec![
+        f64::INFINITY,
+        (typical / 5.0).max(2.0),
+        (typical / 20.0).max(2.0),
+    ]
+}
+
+fn exponents(memory: Memory, params: &OptimizerDynamicsParams) -> Vec<f64> {
+    match memory.second {
+        SecondMoment::None => vec![0.0],
+        _ => params.exponents.clone(),
+    }
+}
+
+/// The runs of a fold and the others.
+fn parts<'a>(
+    prepared: &'a [Prepared],
+    folds: &[usize],
+    fold: usize,
+) -> (Vec<&'a Prepared>, Vec<usize>) {
+    let others = (prepared.iter().zip(folds))
+        .filter(|&(_, &f)| f != fold)
+        .map(|(run, _)| run)
+        .collect();
+    let left_out = (0..prepared.len()).filter(|&r| folds[r] == fold).collect();
+    (others, left_out)
+}
+
+/// The error of left-out runs for every exponent and penalty, and the place of the smallest.
+fn choose(
+    prepared: &[Prepared],
+    folds: &[usize],
+    shapes: &[Shape],
+    penalties: &[f64],
+    progress: &dyn Progress,
+) -> (Vec<Candidate>, usize) {
+    let fold_count = folds.iter().max().map_or(0, |f| f + 1);
+    let work: Vec<(usize, usize)> = (0..shapes.len())
+        .flat_map(|s| (0..fold_count).map(move |f| (s, f)))
+        .collect();
+    progress.begin("choosing penalties (exponents × folds)", work.len() as u64);
+    let parts: Vec<Vec<f64>> = work
+        .par_iter()
+        .map(|&(s, fold)| {
+            let (others, left_out) = parts(prepared, folds, fold);
+            let (models, _) = Model::fit(&others, shapes[s], penalties);
+            let errors = models
+                .iter()
+                .map(|model| left_out.iter().map(|&r| mse(model, &prepared[r])).sum())
+                .collect();
+            progress.advance(1);
+            errors
+        })
+        .collect();
+    progress.end();
+    let mut candidates = Vec::new();
+    for (s, shape) in shapes.iter().enumerate() {
+        for (p, &penalty) in penalties.iter().enumerate() {
+            let of_shape = work
+                .iter()
+                .zip(&parts)
+                .filter(|((shape, _), _)| *shape == s);
+            let sum: f64 = of_shape.map(|(_, errors)| errors[p]).sum();
+            candidates.push(Candidate {
+                penalty,
+                exponent: shape.exponent,
+                mse: sum / prepared.len() as f64,
+            });
+        }
+    }
+    let best = (0..candidates.len())
+        .min_by(|&a, &b| candidates[a].mse.total_cmp(&candidates[b].mse))
+        .expect("there is a candidate");
+    (candidates, best)
+}
+
+/// Mean squared error over what was measured after the first step.
+fn mse(model: &Model, run: &Prepared) -> f64 {
+    let simulated = model.roll(&run.inputs, run.path.row(0));
+    let m = run.path.row(0).len();
+    let (mut sum, mut count) = (0.0, 0.0_f64);
+    for test in 0..m {
+        for (_, step) in run.path.gaps(test) {
+            let error = simulated[step as usize * m + test] - run.path.at(step, test);
+            sum += error * error;
+            count += 1.0;
+        }
+    }
+    sum / count.max(1.0)
+}
+
+/// Learns what the simulations of left-out runs miss.
+fn correct(
+    prepared: &[Prepared],
+    paths: &[Path],
+    folds: &[usize],
+    shape: Shape,
+    penalty: f64,
+    horizons: &[f64],
+) -> Option<(Correction, CorrectionChoice)> {
+    let fold_count = folds.iter().max().map_or(0, |f| f + 1);
+    let mut missed: Vec<(usize, Missed<'_>)> = (0..fold_count)
+        .into_par_iter()
+        .flat_map_iter(|fold| {
+            let (others, left_out) = parts(prepared, folds, fold);
+            let (models, _) = Model::fit(&others, shape, &[penalty]);
+            let of_run = move |r: usize| {
+                let (run, path) = (&prepared[r], &paths[r]);
+                let mut errors = models[0].roll(&run.inputs, run.path.row(0));
+                for (step, row) in errors.chunks_exact_mut(path.row(0).len()).enumerate() {
+                    for (error, real) in row.iter_mut().zip(path.row(step)) {
+                        *error = real - *error;
+                    }
+                }
+                let tests = path.row(0).len();
+                let last = (0..tests).map(|test| path.last(test)).min().unwrap_or(0);
+                let missed = Missed {
+                    inputs: &run.inputs,
+                    fold,
+                    errors,
+                    last: last as usize,
+                };
+                (r, missed)
+            };
+            left_out.into_iter().map(of_run).collect::<Vec<_>>()
+        })
+        .collect();
+    missed.sort_by_key(|(r, _)| *r);
+    let missed: Vec<Missed<'_>> = missed.into_iter().map(|(_, missed)| missed).collect();
+    let tests = paths[0].row(0).len();
+    Correction::fit(&missed, horizons, shape.groups, tests)
+}
+
+/// Why an optimiser-dynamics simulator cannot be fitted, written or read.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum OptimizerDynamicsError {
+    /// A setting out of range.
+    #[error("{name} is {got}; it must be {must}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        got: String,
+        /// What it must be.
+        must: &'static str,
+    },
+    /// No run to fit on.
+    #[error("none of the {given} runs given can be fitted on{}", left_out.iter().map(|l| format!("; {l}")).collect::<String>())]
+    NoUsableRun {
+        /// Number of runs given.
+        given: usize,
+        /// Why each was left out.
+        left_out: Vec<LeftOut>,
+    },
+    /// Datasets for another number of training examples.
+    #[error("datasets are given for {got} training examples; the runs have {expected}")]
+    GroupCount {
+        /// Training examples of the runs.
+        expected: usize,
+        /// Datasets given.
+        got: usize,
+    },
+    /// Runs over different test examples.
+    #[error(
+        "run {run} has {got} test examples, run {first} has {expected}; all runs of a fit must be over the same ones"
+    )]
+    TestCount {
+        /// Id of the run.
+        run: String,
+        /// Its test examples.
+        got: usize,
+        /// Id of the first run.
+        first: String,
+        /// The test examples of that one.
+        expected: usize,
+    },
+    /// A run without losses before its first step.
+    #[error(
+        "run {run} has no losses of all test examples before the first step; measure them at step 0, or leave the run out"
+    )]
+    NoInitialLosses {
+        /// Id of the run.
+        run: String,
+    },
+    /// Runs of different optimisers.
+    #[error(
+        "run {run} was trained with another optimiser than run {first}; the simulator follows one optimiser: fit on the runs of one"
+    )]
+    Optimizer {
+        /// Id of the run.
+        run: String,
+        /// Id of the first run.
+        first: String,
+    },
+    /// A curriculum that cannot be taken in.
+    #[error(transparent)]
+    Curriculum(#[from] SimulateError),
+    /// Too few runs for validation.
+    #[error(transparent)]
+    Fit(#[from] FitError),
+    /// A number of keys other than the simulator's examples, or tables of other shapes.
+    #[error("{0}")]
+    Malformed(String),
+    /// The file.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+}

@@ -1,0 +1,113 @@
+//! What a curriculum does to the losses, dataset by dataset: shares of the batch and learning
+//! rates.
+
+use simfluence_core::{Curriculum, SimulateError};
+
+/// A curriculum as the dynamics sees it.
+#[derive(Debug, Clone)]
+pub(super) struct Inputs {
+    group_count: usize,
+    /// `[steps × groups]`: the share of the batch that each dataset has, `n_c(t)`.
+    shares: Vec<f64>,
+    /// `[steps]`: the learning rate over the reference rate; 1 where rates are unknown.
+    rates: Vec<f64>,
+}
+
+impl Inputs {
+    /// The inputs of a curriculum; `reference_rate` is `None` where the simulator was fitted on
+    /// runs without learning rates.
+    pub(super) fn new(
+        curriculum: &Curriculum,
+        groups: &[u32],
+        group_count: usize,
+        reference_rate: Option<f64>,
+        method: &str,
+    ) -> Result<Self, SimulateError> {
+        let mut shares = vec![0.0; curriculum.len() * group_count];
+        let mut rates = Vec::with_capacity(curriculum.len());
+        for (t, step) in curriculum.steps().iter().enumerate() {
+            for (example, exposure) in step.exposures() {
+                shares[t * group_count + groups[example as usize] as usize] += exposure;
+            }
+            rates.push(match (reference_rate, step.learning_rate) {
+                (None, _) => 1.0,
+                (Some(reference), Some(rate)) => f64::from(rate) / reference,
+                (Some(_), None) => {
+                    return Err(SimulateError::NoLearningRate {
+                        step: t as u32 + 1,
+                        method: method.to_owned(),
+                    });
+                }
+            });
+        }
+        Ok(Self {
+            group_count,
+            shares,
+            rates,
+        })
+    }
+
+    /// Number of steps.
+    pub(super) fn len(&self) -> usize {
+        self.rates.len()
+    }
+
+    /// Shares of the batch at a step (0 is the first).
+    pub(super) fn shares(&self, step: usize) -> &[f64] {
+        &self.shares[step * self.group_count..][..self.group_count]
+    }
+
+    /// Relative learning rate at a step (0 is the first).
+    pub(super) fn rate(&self, step: usize) -> f64 {
+        self.rates[step]
+    }
+}
+
+/// Exposures to each dataset so far, at the learning rate, forgotten at several paces:
+/// `E_h(t) = (1 − 1/h) E_h(t−1) + (η_t/η_ref) n(t)`, over the horizons `h` (infinite: the sum).
+#[derive(Debug, Clone)]
+pub(super) struct Exposed {
+    decays: Vec<f64>,
+    /// `[horizons × groups]`.
+    values: Vec<f64>,
+    /// `Σ η_t/η_ref` so far.
+    spent: f64,
+    steps: usize,
+}
+
+impl Exposed {
+    /// Nothing yet.
+    pub(super) fn new(horizons: &[f64], group_count: usize) -> Self {
+        Self {
+            decays: horizons.iter().map(|h| 1.0 - 1.0 / h).collect(),
+            values: vec![0.0; horizons.len() * group_count],
+            spent: 0.0,
+            steps: 0,
+        }
+    }
+
+    /// Takes a step.
+    pub(super) fn step(&mut self, shares: &[f64], rate: f64) {
+        for (decay, values) in self
+            .decays
+            .iter()
+            .zip(self.values.chunks_exact_mut(shares.len()))
+        {
+            for (value, share) in values.iter_mut().zip(shares) {
+                *value = decay * *value + rate * share;
+            }
+        }
+        self.spent += rate;
+        self.steps += 1;
+    }
+
+    /// The exposures, horizon by horizon.
+    pub(super) fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// `ln(½ + Σ η/η_ref)` and `ln t`: how far training has come.
+    pub(super) fn clock(&self) -> [f64; 2] {
+        [(self.spent + 0.5).ln(), (self.steps.max(1) as f64).ln()]
+    }
+}

@@ -1,0 +1,220 @@
+//! The closed loop: pushes from the state, increments from the pushes, the next state.
+
+use super::increments::{Featured, Increments};
+use super::inputs::Inputs;
+use super::path::Path;
+use super::pushes::{Memory, Pushes};
+use super::readout::{ObservedBatch, Readout};
+use super::space::{ResidualSpace, residual};
+use nalgebra::DMatrix;
+use rayon::prelude::*;
+use simfluence_core::Run;
+
+/// How far above the highest recorded loss of a test example a simulation may go.
+const HEADROOM: f64 = 1.2;
+/// How often gaps between measurements are filled by what the fit before says.
+const FILLING_PASSES: usize = 2;
+
+/// A recorded run, prepared.
+#[derive(Clone)]
+pub(super) struct Prepared {
+    pub(super) inputs: Inputs,
+    pub(super) path: Path,
+    /// Per step and dataset the mean residual of the batch members with their number; absent
+    /// where batch losses were not recorded.
+    pub(super) batches: Vec<Option<Vec<Option<(f64, f64)>>>>,
+}
+
+impl Prepared {
+    pub(super) fn new(run: &Run, inputs: Inputs, groups: &[u32], group_count: usize) -> Self {
+        let steps = run.curriculum.steps();
+        let batches = steps
+            .iter()
+            .zip(&run.batch_losses)
+            .map(|(step, losses)| {
+                let losses = losses.as_ref()?;
+                let mut sums = vec![(0.0, 0.0); group_count];
+                for (&example, &loss) in step.batch.iter().zip(losses) {
+                    if loss.is_finite() {
+                        let (sum, count) = &mut sums[groups[example as usize] as usize];
+                        *sum += residual(f64::from(loss));
+                        *count += 1.0;
+                    }
+                }
+                let mean = |(sum, count): (f64, f64)| (count > 0.0).then(|| (sum / count, count));
+                Some(sums.into_iter().map(mean).collect())
+            })
+            .collect();
+        Self {
+            path: Path::new(&run.trajectory, steps.len()),
+            inputs,
+            batches,
+        }
+    }
+}
+
+/// What is fixed before the fit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) memory: Memory,
+    pub(super) exponent: f64,
+    pub(super) rank: usize,
+    pub(super) groups: usize,
+}
+
+/// A fitted closed loop.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Model {
+    pub(super) memory: Memory,
+    pub(super) exponent: f64,
+    pub(super) space: ResidualSpace,
+    pub(super) readout: Readout,
+    pub(super) increments: Increments,
+    /// `[tests]`: the highest loss that a simulation may reach.
+    pub(super) ceiling: Vec<f64>,
+}
+
+impl Model {
+    /// Fits with every penalty, in their order. The paths come back with their gaps filled.
+    pub(super) fn fit(
+        runs: &[&Prepared],
+        shape: Shape,
+        penalties: &[f64],
+    ) -> (Vec<Self>, Vec<Path>) {
+        let mut paths: Vec<Path> = runs.iter().map(|run| run.path.clone()).collect();
+        let gaps = !paths.iter().all(Path::is_complete);
+        if gaps {
+            let middle = penalties[penalties.len() / 2];
+            for _ in 0..FILLING_PASSES {
+                let model = Self::fit_once(runs, &paths, shape, &[middle])
+                    .pop()
+                    .expect("one model per penalty");
+                paths = runs
+                    .par_iter()
+                    .zip(paths)
+                    .map(|(run, mut path)| {
+                        let increments = model.increments_along(run, &path);
+                        path.follow(&increments);
+                        path
+                    })
+                    .collect();
+            }
+        }
+        (Self::fit_once(runs, &paths, shape, penalties), paths)
+    }
+
+    fn fit_once(runs: &[&Prepared], paths: &[Path], shape: Shape, penalties: &[f64]) -> Vec<Self> {
+        let all: Vec<&Path> = paths.iter().collect();
+        let space = ResidualSpace::new(&all, shape.rank);
+        let mut observed = Vec::new();
+        for (run, path) in runs.iter().zip(paths) {
+            for (step, batch) in run.batches.iter().enumerate() {
+                if let Some(residuals) = batch {
+                    let mut z = vec![0.0; space.rank];
+                    space.project(path.row(step), &mut z);
+                    observed.push(ObservedBatch {
+                        z,
+                        residuals: residuals.clone(),
+                    });
+                }
+            }
+        }
+        let readout = Readout::fit(&observed, shape.groups);
+        let pushes = Pushes::count(shape.memory, shape.groups);
+        let featured: Vec<Featured<'_>> = runs
+            .par_iter()
+            .zip(paths)
+            .map(|(run, path)| Featured {
+                path,
+                phi: features(shape, &space, &readout, run, path),
+            })
+            .collect();
+        let mut ceiling = vec![0.0_f64; space.mean.len()];
+        for path in paths {
+            for step in 0..=path.steps() {
+                for (ceiling, &loss) in ceiling.iter_mut().zip(path.row(step)) {
+                    *ceiling = ceiling.max(HEADROOM * loss);
+                }
+            }
+        }
+        Increments::fit(&featured, pushes, penalties)
+            .into_iter()
+            .map(|increments| Self {
+                memory: shape.memory,
+                exponent: shape.exponent,
+                space: space.clone(),
+                readout: readout.clone(),
+                increments,
+                ceiling: ceiling.clone(),
+            })
+            .collect()
+    }
+
+    /// What every step changes from where a path stands, `[steps × tests]`.
+    fn increments_along(&self, run: &Prepared, path: &Path) -> Vec<f64> {
+        let shape = Shape {
+            memory: self.memory,
+            exponent: self.exponent,
+            rank: self.space.rank,
+            groups: self.readout.groups,
+        };
+        let phi = features(shape, &self.space, &self.readout, run, path);
+        let m = self.ceiling.len();
+        let mut changes = Vec::with_capacity(phi.nrows() * m);
+        let mut scratch = vec![0.0; 2 * m];
+        for step in 0..phi.nrows() {
+            let row: Vec<f64> = phi.row(step).iter().copied().collect();
+            let mut losses = path.row(step).to_vec();
+            self.increments.apply(&row, &mut losses, &mut scratch);
+            changes.extend(losses.iter().zip(path.row(step)).map(|(a, b)| a - b));
+        }
+        changes
+    }
+
+    /// Simulates: `[(steps + 1) × tests]`.
+    pub(super) fn roll(&self, inputs: &Inputs, initial: &[f64]) -> Vec<f64> {
+        let m = initial.len();
+        let mut pushes = Pushes::new(self.memory, self.exponent, &self.space, &self.readout);
+        let mut losses = initial.to_vec();
+        let mut out = Vec::with_capacity((inputs.len() + 1) * m);
+        out.extend_from_slice(&losses);
+        let mut phi = vec![0.0; self.increments.features];
+        let mut scratch = vec![0.0; 2 * m];
+        for step in 0..inputs.len() {
+            pushes.step(&losses, inputs.shares(step), inputs.rate(step), &mut phi);
+            self.increments.apply(&phi, &mut losses, &mut scratch);
+            for (loss, &ceiling) in losses.iter_mut().zip(&self.ceiling) {
+                *loss = loss.clamp(0.0, ceiling);
+            }
+            out.extend_from_slice(&losses);
+        }
+        out
+    }
+}
+
+/// The features of every step of a run, from where its path stands.
+fn features(
+    shape: Shape,
+    space: &ResidualSpace,
+    readout: &Readout,
+    run: &Prepared,
+    path: &Path,
+) -> DMatrix<f64> {
+    let count = Pushes::count(shape.memory, shape.groups) * (1 + space.rank);
+    let mut pushes = Pushes::new(shape.memory, shape.exponent, space, readout);
+    let mut phi = DMatrix::<f64>::zeros(run.inputs.len(), count);
+    let mut row = vec![0.0; count];
+    for step in 0..run.inputs.len() {
+        let inputs = &run.inputs;
+        pushes.step(
+            path.row(step),
+            inputs.shares(step),
+            inputs.rate(step),
+            &mut row,
+        );
+        for (f, &x) in row.iter().enumerate() {
+            phi[(step, f)] = x;
+        }
+    }
+    phi
+}

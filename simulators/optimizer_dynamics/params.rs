@@ -1,0 +1,133 @@
+//! Settings of the optimiser dynamics: builder → [`OptimizerDynamicsParams::check`] → valid
+//! settings.
+
+use super::OptimizerDynamicsError;
+use serde::{Deserialize, Serialize};
+
+/// Settings that have not been checked yet.
+///
+/// | setting | default | range |
+/// | --- | --- | --- |
+/// | `penalties` | 3, 10, 30, 100, 300, 1 000 | above 0, at least one |
+/// | `exponents` | 0.25, 0.5 (none for SGD, which does not normalise) | 0 to 1, at least one |
+/// | `rank` | number of datasets, 2 to 8 | at least 1 |
+/// | `correction` | yes | yes, no |
+/// | `folds` | 5 | at least 2 |
+/// | `seed` | 0 | any |
+///
+/// Penalties and exponents are chosen by leave-run-out rollouts where there are several.
+///
+/// ```
+/// use simfluence_simulators::optimizer_dynamics::OptimizerDynamicsParams;
+/// // Two datasets of two training examples each.
+/// let params = OptimizerDynamicsParams::new(vec![0, 0, 1, 1]);
+/// assert!(params.clone().check().is_ok());
+/// assert!(params.penalties(vec![-1.0]).check().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerDynamicsParams {
+    pub(super) groups: Vec<u32>,
+    pub(super) penalties: Vec<f64>,
+    pub(super) exponents: Vec<f64>,
+    pub(super) rank: Option<usize>,
+    pub(super) correction: bool,
+    pub(super) folds: usize,
+    pub(super) seed: u64,
+}
+
+impl OptimizerDynamicsParams {
+    /// The defaults; `groups[i]` is the dataset of training example `i`, counted from 0.
+    pub fn new(groups: Vec<u32>) -> Self {
+        Self {
+            groups,
+            penalties: vec![3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0],
+            exponents: vec![0.25, 0.5],
+            rank: None,
+            correction: true,
+            folds: 5,
+            seed: 0,
+        }
+    }
+
+    /// Candidates for the ridge penalty `λ`.
+    #[must_use]
+    pub fn penalties(mut self, penalties: Vec<f64>) -> Self {
+        self.penalties = penalties;
+        self
+    }
+
+    /// Candidates for the exponent `p` of the normalisation.
+    #[must_use]
+    pub fn exponents(mut self, exponents: Vec<f64>) -> Self {
+        self.exponents = exponents;
+        self
+    }
+
+    /// Number of components of the state.
+    #[must_use]
+    pub fn rank(mut self, rank: usize) -> Self {
+        self.rank = Some(rank);
+        self
+    }
+
+    /// Whether what is left of left-out runs is learned, too.
+    #[must_use]
+    pub fn correction(mut self, correction: bool) -> Self {
+        self.correction = correction;
+        self
+    }
+
+    /// Folds of the leave-run-out rollouts.
+    #[must_use]
+    pub fn folds(mut self, folds: usize) -> Self {
+        self.folds = folds;
+        self
+    }
+
+    /// Seed of the folds.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Checks every setting against its range.
+    ///
+    /// # Errors
+    /// A setting out of range, with its name.
+    pub fn check(self) -> Result<OptimizerDynamicsValidParams, OptimizerDynamicsError> {
+        let refuse =
+            |name, got: String, must| Err(OptimizerDynamicsError::Setting { name, got, must });
+        let positive = |x: &f64| x.is_finite() && *x > 0.0;
+        if self.groups.is_empty() {
+            return refuse("groups", "none".into(), "one for every training example");
+        }
+        if self.penalties.is_empty() || !self.penalties.iter().all(positive) {
+            let got = format!("{:?}", self.penalties);
+            return refuse("penalties", got, "at least one, each above 0 and finite");
+        }
+        if self.exponents.is_empty() || !self.exponents.iter().all(|e| (0.0..=1.0).contains(e)) {
+            let got = format!("{:?}", self.exponents);
+            return refuse("exponents", got, "at least one, each from 0 to 1");
+        }
+        if self.rank == Some(0) {
+            return refuse("rank", "0".into(), "at least 1");
+        }
+        if self.folds < 2 {
+            return refuse("folds", self.folds.to_string(), "at least 2");
+        }
+        Ok(OptimizerDynamicsValidParams(self))
+    }
+}
+
+/// Settings that have been checked; they can be fitted with ([`simfluence_core::Fit`]).
+#[derive(Debug, Clone, PartialEq)]
+pub struct OptimizerDynamicsValidParams(pub(super) OptimizerDynamicsParams);
+
+impl OptimizerDynamicsValidParams {
+    /// The settings as they were given.
+    pub fn params(&self) -> &OptimizerDynamicsParams {
+        &self.0
+    }
+}
