@@ -214,6 +214,12 @@ fn print_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) {
         ),
         None => println!("  no correction: none lowers the error of left-out runs"),
     }
+    println!(
+        "  closed loop {:.0} %, mean run {:.0} %: error of left-out runs {:.4} nats²",
+        100.0 * report.closed_loop_weight,
+        100.0 * (1.0 - report.closed_loop_weight),
+        report.mse
+    );
     if !report.batch_losses {
         println!(
             "  no run has losses of its batches: every dataset is taken to push at full strength; record batch_loss to have saturation"

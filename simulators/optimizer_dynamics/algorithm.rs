@@ -1,7 +1,9 @@
 //! Fitting on recorded runs and simulating.
 
-use super::correction::{Correction, CorrectionChoice, Missed};
+use super::bands::{Bands, Support};
+use super::correction::{Correction, CorrectionChoice, LeftOutPoint, Missed};
 use super::inputs::Inputs;
+use super::mean_change::MeanChange;
 use super::model::{Model, Prepared, Shape};
 use super::params::{OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 use super::path::Path;
@@ -11,7 +13,7 @@ use crate::simfluence::runs::{groups as run_groups, select};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use simfluence_core::{
-    ArtifactError, Curriculum, Fit, Progress, Run, SimulateError, Simulator, Trajectory,
+    ArtifactError, Banded, Curriculum, Fit, Progress, Run, SimulateError, Simulator, Trajectory,
     check_simulation_input,
 };
 use simfluence_fitter::{FitError, assign_folds};
@@ -54,6 +56,14 @@ pub struct OptimizerDynamicsReport {
     pub chosen: Candidate,
     /// How the correction was chosen; `None` without one.
     pub correction: Option<CorrectionChoice>,
+    /// The same for the mean run.
+    pub mean_correction: Option<CorrectionChoice>,
+    /// Weight of the closed loop; the mean run has the rest.
+    pub closed_loop_weight: f64,
+    /// Mean squared error of left-out runs of both together, nats².
+    pub mse: f64,
+    /// How alike the recorded runs are to each other.
+    pub support: Support,
     /// Wall time of the fit (seconds); not stored in files.
     #[serde(skip)]
     pub seconds: f64,
@@ -100,7 +110,10 @@ pub struct OptimizerDynamicsSimulator {
     pub(super) group_count: usize,
     pub(super) horizons: Vec<f64>,
     pub(super) model: Model,
-    pub(super) correction: Option<Correction>,
+    pub(super) correction: Correction,
+    pub(super) mean: MeanChange,
+    pub(super) mean_correction: Correction,
+    pub(super) bands: Bands,
     pub(super) report: OptimizerDynamicsReport,
 }
 
@@ -113,6 +126,35 @@ impl OptimizerDynamicsSimulator {
     /// The settings it was fitted with.
     pub fn params(&self) -> &OptimizerDynamicsParams {
         &self.params
+    }
+
+    fn inputs(&self, curriculum: &Curriculum) -> Result<Inputs, SimulateError> {
+        let (groups, count) = (&self.params.groups, self.group_count);
+        Inputs::new(curriculum, groups, count, self.report.reference_rate, NAME)
+    }
+
+    /// `[(steps + 1) × tests]`.
+    fn losses(&self, inputs: &Inputs, initial: &[f32]) -> Vec<f64> {
+        let initial: Vec<f64> = initial.iter().map(|&l| f64::from(l)).collect();
+        let weight = self.report.closed_loop_weight;
+        let mut losses = self.model.roll(inputs, &initial);
+        let groups = self.group_count;
+        (self.correction).apply(inputs, &self.horizons, groups, &mut losses);
+        if weight < 1.0 {
+            let mut mean = self.mean.simulate(inputs.len(), &initial);
+            (self.mean_correction).apply(inputs, &self.horizons, groups, &mut mean);
+            for (loss, mean) in losses.iter_mut().zip(&mean) {
+                *loss = weight * *loss + (1.0 - weight) * mean;
+            }
+        }
+        losses
+    }
+
+    fn trajectory(&self, losses: &[f64]) -> Result<Trajectory, SimulateError> {
+        let tests = self.model.ceiling.len();
+        let steps = (0..(losses.len() / tests) as u32).collect();
+        let losses = losses.iter().map(|&l| l as f32).collect();
+        Trajectory::new(steps, tests, losses).map_err(|e| SimulateError::Other(e.to_string()))
     }
 }
 
@@ -135,17 +177,43 @@ impl Simulator for OptimizerDynamicsSimulator {
         initial: &[f32],
     ) -> Result<Trajectory, SimulateError> {
         check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
-        let (groups, count) = (&self.params.groups, self.group_count);
-        let inputs = Inputs::new(curriculum, groups, count, self.report.reference_rate, NAME)?;
-        let initial: Vec<f64> = initial.iter().map(|&l| f64::from(l)).collect();
-        let mut losses = self.model.roll(&inputs, &initial);
-        if let Some(correction) = &self.correction {
-            correction.apply(&inputs, &self.horizons, count, &mut losses);
+        let inputs = self.inputs(curriculum)?;
+        self.trajectory(&self.losses(&inputs, initial))
+    }
+
+    fn simulate_banded(
+        &self,
+        curriculum: &Curriculum,
+        initial: &[f32],
+        level: f64,
+    ) -> Result<Option<Banded>, SimulateError> {
+        if !(level > 0.0 && level < 1.0) {
+            return Err(SimulateError::Other(format!(
+                "the level of the bands is {level}; it must be above 0 and below 1, such as 0.9"
+            )));
         }
-        let losses = losses.into_iter().map(|l| l as f32).collect();
-        let steps = (0..=curriculum.len() as u32).collect();
-        Trajectory::new(steps, self.test_count(), losses)
-            .map_err(|e| SimulateError::Other(e.to_string()))
+        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
+        let inputs = self.inputs(curriculum)?;
+        let losses = self.losses(&inputs, initial);
+        let (widths, distance) = self.bands.half_widths(
+            &self.correction,
+            &inputs,
+            &self.horizons,
+            self.group_count,
+            level,
+        );
+        let shifted = |sign: f64| -> Vec<f64> {
+            let ends = losses.iter().zip(&widths);
+            ends.map(|(loss, width)| (loss + sign * width).max(0.0))
+                .collect()
+        };
+        Ok(Some(Banded {
+            simulated: self.trajectory(&losses)?,
+            low: self.trajectory(&shifted(-1.0))?,
+            high: self.trajectory(&shifted(1.0))?,
+            level,
+            distance,
+        }))
     }
 }
 
@@ -209,11 +277,22 @@ impl Fit for OptimizerDynamicsValidParams {
         let (mut models, paths) = Model::fit(&all, shape, &[chosen.penalty]);
         let model = models.pop().expect("one model per penalty");
         let horizons = horizons(&kept);
-        let corrected = params
-            .correction
-            .then(|| correct(&prepared, &paths, &folds, shape, chosen.penalty, &horizons))
-            .flatten();
-        let (correction, correction_choice) = corrected.unzip();
+        let tests = first.trajectory.test_count();
+        let fit_correction = |missed: &[Missed<'_>]| {
+            Correction::fit(missed, &horizons, group_count, tests, params.correction)
+        };
+        let closed = closed_loop_missed(&prepared, &paths, &folds, shape, chosen.penalty);
+        let (correction, correction_choice, mut points) = fit_correction(&closed);
+        let (mean_correction, mean_choice, mean_points) =
+            fit_correction(&mean_missed(&prepared, &paths, &folds));
+        let weight = if params.correction {
+            stack(&mut points, &mean_points)
+        } else {
+            1.0
+        };
+        let bands = Bands::fit(&points, prepared.len());
+        let all: Vec<&Path> = paths.iter().collect();
+        let mean = MeanChange::new(&all);
         let report = OptimizerDynamicsReport {
             training_runs: kept.iter().map(|run| run.id.clone()).collect(),
             left_out,
@@ -224,6 +303,13 @@ impl Fit for OptimizerDynamicsValidParams {
             candidates,
             chosen,
             correction: correction_choice,
+            mean_correction: mean_choice,
+            closed_loop_weight: weight,
+            mse: mean_square(&points),
+            support: Support {
+                runs: bands.runs,
+                growth: bands.growth,
+            },
             seconds: start.elapsed().as_secs_f64(),
         };
         Ok(OptimizerDynamicsSimulator {
@@ -232,6 +318,9 @@ impl Fit for OptimizerDynamicsValidParams {
             horizons,
             model,
             correction,
+            mean,
+            mean_correction,
+            bands,
             report,
         })
     }
@@ -372,30 +461,52 @@ fn mse(model: &Model, run: &Prepared) -> f64 {
     sum / count.max(1.0)
 }
 
-/// Learns what the simulations of left-out runs miss.
-fn correct(
-    prepared: &[Prepared],
+/// What the closed loop misses of left-out runs.
+fn closed_loop_missed<'a>(
+    prepared: &'a [Prepared],
     paths: &[Path],
     folds: &[usize],
     shape: Shape,
     penalty: f64,
-    horizons: &[f64],
-) -> Option<(Correction, CorrectionChoice)> {
+) -> Vec<Missed<'a>> {
+    missed(prepared, paths, folds, |fold| {
+        let (others, _) = parts(prepared, folds, fold);
+        let (models, _) = Model::fit(&others, shape, &[penalty]);
+        move |run: &Prepared| models[0].roll(&run.inputs, run.path.row(0))
+    })
+}
+
+/// What the mean run misses of left-out runs.
+fn mean_missed<'a>(prepared: &'a [Prepared], paths: &[Path], folds: &[usize]) -> Vec<Missed<'a>> {
+    missed(prepared, paths, folds, |fold| {
+        let others = (paths.iter().zip(folds)).filter(|&(_, &f)| f != fold);
+        let mean = MeanChange::new(&others.map(|(path, _)| path).collect::<Vec<_>>());
+        move |run: &Prepared| mean.simulate(run.inputs.len(), run.path.row(0))
+    })
+}
+
+/// What simulations of left-out runs miss, in the order of the runs; `fit` gives the simulation
+/// that leaves a fold out.
+fn missed<'a, S: Fn(&Prepared) -> Vec<f64>>(
+    prepared: &'a [Prepared],
+    paths: &[Path],
+    folds: &[usize],
+    fit: impl Fn(usize) -> S + Sync,
+) -> Vec<Missed<'a>> {
     let fold_count = folds.iter().max().map_or(0, |f| f + 1);
-    let mut missed: Vec<(usize, Missed<'_>)> = (0..fold_count)
+    let mut missed: Vec<(usize, Missed<'a>)> = (0..fold_count)
         .into_par_iter()
         .flat_map_iter(|fold| {
-            let (others, left_out) = parts(prepared, folds, fold);
-            let (models, _) = Model::fit(&others, shape, &[penalty]);
-            let of_run = move |r: usize| {
+            let simulate = fit(fold);
+            let of_run = |r: usize| {
                 let (run, path) = (&prepared[r], &paths[r]);
-                let mut errors = models[0].roll(&run.inputs, run.path.row(0));
-                for (step, row) in errors.chunks_exact_mut(path.row(0).len()).enumerate() {
+                let tests = path.row(0).len();
+                let mut errors = simulate(run);
+                for (step, row) in errors.chunks_exact_mut(tests).enumerate() {
                     for (error, real) in row.iter_mut().zip(path.row(step)) {
                         *error = real - *error;
                     }
                 }
-                let tests = path.row(0).len();
                 let last = (0..tests).map(|test| path.last(test)).min().unwrap_or(0);
                 let missed = Missed {
                     inputs: &run.inputs,
@@ -405,13 +516,40 @@ fn correct(
                 };
                 (r, missed)
             };
-            left_out.into_iter().map(of_run).collect::<Vec<_>>()
+            let left_out = (0..prepared.len()).filter(|&r| folds[r] == fold);
+            left_out.map(of_run).collect::<Vec<_>>()
         })
         .collect();
     missed.sort_by_key(|(r, _)| *r);
-    let missed: Vec<Missed<'_>> = missed.into_iter().map(|(_, missed)| missed).collect();
-    let tests = paths[0].row(0).len();
-    Correction::fit(&missed, horizons, shape.groups, tests)
+    missed.into_iter().map(|(_, missed)| missed).collect()
+}
+
+/// The weight of the closed loop, from 0 to 1, with which both together miss left-out runs least
+/// (stacking); their errors take the place of the closed loop's.
+fn stack(closed: &mut [LeftOutPoint], mean: &[LeftOutPoint]) -> f64 {
+    let (mut along, mut square) = (0.0, 0.0);
+    for (closed, mean) in closed.iter().zip(mean) {
+        for (c, m) in closed.errors.iter().zip(&mean.errors) {
+            along += (m - c) * m;
+            square += (m - c) * (m - c);
+        }
+    }
+    let weight = if square > 0.0 {
+        (along / square).clamp(0.0, 1.0)
+    } else {
+        1.0
+    };
+    for (closed, mean) in closed.iter_mut().zip(mean) {
+        for (c, m) in closed.errors.iter_mut().zip(&mean.errors) {
+            *c = weight * *c + (1.0 - weight) * m;
+        }
+    }
+    weight
+}
+
+fn mean_square(points: &[LeftOutPoint]) -> f64 {
+    let errors = || points.iter().flat_map(|point| &point.errors);
+    errors().map(|e| e * e).sum::<f64>() / errors().count().max(1) as f64
 }
 
 /// Why an optimiser-dynamics simulator cannot be fitted, written or read.

@@ -13,6 +13,15 @@ const POINTS: usize = 1_000;
 /// Fewest and most points of a run.
 const POINTS_PER_RUN: (usize, usize) = (6, 24);
 
+/// Coordinates of the clock.
+const CLOCK: usize = 2;
+/// Where no setting helps: what bands measure likeness with.
+const FALLBACK: Setting = Setting {
+    exposure: 2.0,
+    clock: 0.5,
+    noise: 1.0,
+};
+
 /// A Gaussian process over curricula: `δ_j(u) = Σ_p k(u, u_p) α_pj`, with the Matérn-3/2 kernel
 /// `k` over what training has seen so far (exposures to each dataset over several horizons) and
 /// how far it has come (the clock).
@@ -24,8 +33,19 @@ pub(super) struct Correction {
     pub(super) scale: Vec<f64>,
     /// `[points × coordinates]`.
     pub(super) points: Vec<f64>,
-    /// `[points × tests]`.
+    /// `[points × tests]`; empty where no setting lowers the error of left-out runs.
     pub(super) weights: Vec<f64>,
+}
+
+/// What a left-out point was missed by, for the bands.
+#[derive(Debug, Clone)]
+pub(super) struct LeftOutPoint {
+    /// Step, counted from 1.
+    pub(super) step: usize,
+    /// Distance to the nearest point of the other folds, in length scales.
+    pub(super) distance: f64,
+    /// `[tests]`.
+    pub(super) errors: Vec<f64>,
 }
 
 /// How the correction was chosen.
@@ -53,122 +73,126 @@ pub(super) struct Missed<'a> {
 }
 
 impl Correction {
-    /// Learns from left-out runs, or `None` where no setting lowers the error of runs that were
-    /// left out of the correction, too. Leaving a fold out is exact and needs one inverse for
-    /// all folds: its errors are `([K⁻¹]_ff)⁻¹ [K⁻¹ y]_f`.
+    /// Learns from left-out runs. Leaving a fold out of the process, too, is exact and needs one
+    /// inverse for all folds: its errors are `([K⁻¹]_ff)⁻¹ [K⁻¹ y]_f`. Where no setting makes
+    /// them smaller (or it is not wanted) there is no correction and no choice, only the points.
     pub(super) fn fit(
         missed: &[Missed<'_>],
         horizons: &[f64],
         groups: usize,
         tests: usize,
-    ) -> Option<(Self, CorrectionChoice)> {
+        wanted: bool,
+    ) -> (Self, Option<CorrectionChoice>, Vec<LeftOutPoint>) {
         let per_run = (POINTS / missed.len().max(1)).clamp(POINTS_PER_RUN.0, POINTS_PER_RUN.1);
-        let mut points = Vec::new();
-        let mut errors = Vec::new();
-        let mut folds = Vec::new();
+        let (mut points, mut errors) = (Vec::new(), Vec::new());
+        let (mut folds, mut steps) = (Vec::new(), Vec::new());
+        let width = horizons.len() * groups + CLOCK;
         for run in missed {
             let coordinates = coordinates(run.inputs, horizons, groups);
-            let width = coordinates.len() / run.inputs.len();
             for step in spread(run.last, per_run) {
                 points.extend_from_slice(&coordinates[(step - 1) * width..][..width]);
                 errors.extend_from_slice(&run.errors[step * tests..][..tests]);
                 folds.push(run.fold);
+                steps.push(step);
             }
         }
         let count = folds.len();
-        if count == 0 {
-            return None;
-        }
-        let width = points.len() / count;
-        let (mean, scale) = standardise(&mut points, width);
+        let (mean, mut scale) = standardise(&mut points, width);
         let errors = DMatrix::from_row_slice(count, tests, &errors);
-        let before = errors.norm_squared() / errors.len() as f64;
-        let (exposure, clock) = distances(&points, width, count);
-        let fold_count = folds.iter().max().map_or(0, |f| f + 1);
-        let members: Vec<Vec<usize>> = (0..fold_count)
-            .map(|fold| (0..count).filter(|&p| folds[p] == fold).collect())
-            .filter(|members: &Vec<usize>| !members.is_empty())
-            .collect();
-        if members.len() < 2 {
-            return None;
-        }
-        let settings: Vec<(f64, f64, f64)> = EXPOSURE_SCALES
+        let problem = Problem::new(&points, width, &folds, &errors);
+        let settings: Vec<Setting> = EXPOSURE_SCALES
             .iter()
-            .flat_map(|&e| CLOCK_SCALES.iter().map(move |&c| (e, c)))
-            .flat_map(|(e, c)| NOISES.iter().map(move |&n| (e, c, n)))
-            .collect();
-        let kernel = |(e, c, noise): (f64, f64, f64)| {
-            let mut matrix = DMatrix::from_fn(count, count, |p, q| {
-                matern(exposure[(p, q)] / (e * e) + clock[(p, q)] / (c * c))
-            });
-            for p in 0..count {
-                matrix[(p, p)] += noise;
-            }
-            matrix
-        };
-        let tried: Vec<f64> = settings
-            .par_iter()
-            .map(|&setting| {
-                let Some(factored) = Cholesky::new(kernel(setting)) else {
-                    return f64::INFINITY;
-                };
-                let inverse = factored.inverse();
-                let weights = &inverse * &errors;
-                let mut sum = 0.0;
-                for members in &members {
-                    let block = DMatrix::from_fn(members.len(), members.len(), |a, b| {
-                        inverse[(members[a], members[b])]
-                    });
-                    let own =
-                        DMatrix::from_fn(members.len(), tests, |a, j| weights[(members[a], j)]);
-                    match Cholesky::new(block) {
-                        Some(block) => sum += block.solve(&own).norm_squared(),
-                        None => return f64::INFINITY,
-                    }
-                }
-                sum / errors.len() as f64
+            .flat_map(|&exposure| CLOCK_SCALES.iter().map(move |&clock| (exposure, clock)))
+            .flat_map(|(exposure, clock)| {
+                NOISES.iter().map(move |&noise| Setting {
+                    exposure,
+                    clock,
+                    noise,
+                })
             })
             .collect();
-        let best = (0..settings.len()).min_by(|&a, &b| tried[a].total_cmp(&tried[b]))?;
-        if tried[best] >= before {
-            return None;
+        let mean_square = |errors: &DMatrix<f64>| errors.norm_squared() / errors.len() as f64;
+        let tried: Vec<f64> = settings
+            .par_iter()
+            .map(|setting| {
+                let left_out = problem.left_out(setting);
+                left_out.map_or(f64::INFINITY, |errors| mean_square(&errors))
+            })
+            .collect();
+        let before = mean_square(&errors);
+        let best = (0..settings.len()).min_by(|&a, &b| tried[a].total_cmp(&tried[b]));
+        let best = best.filter(|&b| wanted && tried[b] < before);
+        let setting = best.map_or(FALLBACK, |b| settings[b]);
+        let (mut remaining, mut weights) = (errors.clone(), Vec::new());
+        if best.is_some() {
+            remaining = problem.left_out(&setting).expect("it was factored before");
+            let factored = Cholesky::new(problem.kernel(&setting)).expect("it was factored before");
+            weights = factored.solve(&errors).transpose().as_slice().to_vec();
         }
-        let setting = settings[best];
-        let weights = Cholesky::new(kernel(setting))?.solve(&errors);
-        let (exposure_scale, clock_scale, noise) = setting;
+        let left_out = (0..count)
+            .map(|p| LeftOutPoint {
+                step: steps[p],
+                distance: (0..count)
+                    .filter(|&q| folds[q] != folds[p])
+                    .map(|q| problem.square_distance(&setting, p, q))
+                    .fold(f64::INFINITY, f64::min)
+                    .sqrt(),
+                errors: remaining.row(p).iter().copied().collect(),
+            })
+            .collect();
         // The length scales go into the scales of the coordinates.
-        let mut scale = scale;
-        for (k, s) in scale.iter_mut().enumerate() {
-            *s *= if k + 2 < width {
-                exposure_scale
+        let stretch = |k: usize| {
+            if k + CLOCK < width {
+                setting.exposure
             } else {
-                clock_scale
-            };
-        }
+                setting.clock
+            }
+        };
         for point in points.chunks_exact_mut(width) {
             for (k, x) in point.iter_mut().enumerate() {
-                *x /= if k + 2 < width {
-                    exposure_scale
-                } else {
-                    clock_scale
-                };
+                *x /= stretch(k);
             }
         }
-        let choice = CorrectionChoice {
-            exposure_scale,
-            clock_scale,
-            noise,
+        for (k, s) in scale.iter_mut().enumerate() {
+            *s *= stretch(k);
+        }
+        let choice = best.map(|b| CorrectionChoice {
+            exposure_scale: setting.exposure,
+            clock_scale: setting.clock,
+            noise: setting.noise,
             before,
-            after: tried[best],
-        };
+            after: tried[b],
+        });
         let correction = Self {
             tests,
             mean,
             scale,
             points,
-            weights: weights.transpose().as_slice().to_vec(),
+            weights,
         };
-        Some((correction, choice))
+        (correction, choice, left_out)
+    }
+
+    /// Distance of every step to the nearest recorded point, in length scales, `[steps]`.
+    pub(super) fn distances(&self, inputs: &Inputs, horizons: &[f64], groups: usize) -> Vec<f64> {
+        let width = self.mean.len();
+        coordinates(inputs, horizons, groups)
+            .par_chunks_exact(width)
+            .map(|at| {
+                let at = self.place(at);
+                (self.points.chunks_exact(width))
+                    .map(|point| square_distance(point, &at))
+                    .fold(f64::INFINITY, f64::min)
+                    .sqrt()
+            })
+            .collect()
+    }
+
+    /// Coordinates in units of the length scales.
+    fn place(&self, at: &[f64]) -> Vec<f64> {
+        (at.iter().zip(&self.mean).zip(&self.scale))
+            .map(|((x, mean), scale)| (x - mean) / scale)
+            .collect()
     }
 
     /// Adds the correction to simulated losses `[(steps + 1) × tests]`; no loss falls below 0.
@@ -179,21 +203,21 @@ impl Correction {
         groups: usize,
         losses: &mut [f64],
     ) {
+        if self.weights.is_empty() {
+            return;
+        }
         let width = self.mean.len();
         let coordinates = coordinates(inputs, horizons, groups);
         let rows = losses[self.tests..].par_chunks_exact_mut(self.tests);
         rows.zip(coordinates.par_chunks_exact(width))
             .for_each(|(losses, at)| {
-                let at: Vec<f64> = (at.iter().zip(&self.mean).zip(&self.scale))
-                    .map(|((x, mean), scale)| (x - mean) / scale)
-                    .collect();
+                let at = self.place(at);
                 for (point, weights) in self
                     .points
                     .chunks_exact(width)
                     .zip(self.weights.chunks_exact(self.tests))
                 {
-                    let square: f64 = point.iter().zip(&at).map(|(a, b)| (a - b) * (a - b)).sum();
-                    let k = matern(square);
+                    let k = matern(square_distance(point, &at));
                     for (loss, weight) in losses.iter_mut().zip(weights) {
                         *loss += k * weight;
                     }
@@ -213,7 +237,7 @@ fn matern(square: f64) -> f64 {
 /// exposures over each horizon, then the clock.
 fn coordinates(inputs: &Inputs, horizons: &[f64], groups: usize) -> Vec<f64> {
     let mut exposed = Exposed::new(horizons, groups);
-    let mut out = Vec::with_capacity(inputs.len() * (horizons.len() * groups + 2));
+    let mut out = Vec::with_capacity(inputs.len() * (horizons.len() * groups + CLOCK));
     for step in 0..inputs.len() {
         exposed.step(inputs.shares(step), inputs.rate(step));
         out.extend_from_slice(exposed.values());
@@ -253,7 +277,11 @@ fn standardise(points: &mut [f64], width: usize) -> (Vec<f64>, Vec<f64>) {
         }
     }
     for (k, s) in scale.iter_mut().enumerate() {
-        let share = if k + 2 < width { width - 2 } else { 2 };
+        let share = if k + CLOCK < width {
+            width - CLOCK
+        } else {
+            CLOCK
+        };
         // A coordinate that never moves (a dataset that was never trained) keeps its own unit.
         let deviation = if *s > 1e-18 { s.sqrt() } else { 1.0 };
         *s = deviation * (share as f64).sqrt();
@@ -266,17 +294,72 @@ fn standardise(points: &mut [f64], width: usize) -> (Vec<f64>, Vec<f64>) {
     (mean, scale)
 }
 
-/// Squared distances between points, of exposures and of the clock.
-fn distances(points: &[f64], width: usize, count: usize) -> (DMatrix<f64>, DMatrix<f64>) {
-    let square = |p: usize, q: usize, range: std::ops::Range<usize>| -> f64 {
-        let (p, q) = (
-            &points[p * width..][range.clone()],
-            &points[q * width..][range],
-        );
-        p.iter().zip(q).map(|(a, b)| (a - b) * (a - b)).sum()
-    };
-    (
-        DMatrix::from_fn(count, count, |p, q| square(p, q, 0..width - 2)),
-        DMatrix::from_fn(count, count, |p, q| square(p, q, width - 2..width)),
-    )
+fn square_distance(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
+}
+
+/// Length scales and noise.
+#[derive(Debug, Clone, Copy)]
+struct Setting {
+    exposure: f64,
+    clock: f64,
+    noise: f64,
+}
+
+/// What all settings share: distances between points, the folds, the errors.
+struct Problem<'a> {
+    exposure: DMatrix<f64>,
+    clock: DMatrix<f64>,
+    /// The points of each fold.
+    members: Vec<Vec<usize>>,
+    errors: &'a DMatrix<f64>,
+}
+
+impl<'a> Problem<'a> {
+    fn new(points: &[f64], width: usize, folds: &[usize], errors: &'a DMatrix<f64>) -> Self {
+        let count = folds.len();
+        let square = |p: usize, q: usize, range: std::ops::Range<usize>| {
+            let part = |p: usize| &points[p * width..][range.clone()];
+            square_distance(part(p), part(q))
+        };
+        let fold_count = folds.iter().max().map_or(0, |f| f + 1);
+        let of_fold = |fold: usize| (0..count).filter(|&p| folds[p] == fold).collect();
+        Self {
+            exposure: DMatrix::from_fn(count, count, |p, q| square(p, q, 0..width - CLOCK)),
+            clock: DMatrix::from_fn(count, count, |p, q| square(p, q, width - CLOCK..width)),
+            members: (0..fold_count).map(of_fold).collect(),
+            errors,
+        }
+    }
+
+    fn square_distance(&self, setting: &Setting, p: usize, q: usize) -> f64 {
+        self.exposure[(p, q)] / setting.exposure.powi(2)
+            + self.clock[(p, q)] / setting.clock.powi(2)
+    }
+
+    fn kernel(&self, setting: &Setting) -> DMatrix<f64> {
+        let (exposure, clock) = (setting.exposure.powi(2), setting.clock.powi(2));
+        let mut kernel = self
+            .exposure
+            .zip_map(&self.clock, |e, c| matern(e / exposure + c / clock));
+        for p in 0..kernel.nrows() {
+            kernel[(p, p)] += setting.noise;
+        }
+        kernel
+    }
+
+    /// The errors that remain when the fold of each point is left out.
+    fn left_out(&self, setting: &Setting) -> Option<DMatrix<f64>> {
+        let inverse = Cholesky::new(self.kernel(setting))?.inverse();
+        let weights = &inverse * self.errors;
+        let mut remaining = DMatrix::zeros(weights.nrows(), weights.ncols());
+        for members in &self.members {
+            let block = inverse.select_rows(members).select_columns(members);
+            let solved = Cholesky::new(block)?.solve(&weights.select_rows(members));
+            for (row, &p) in members.iter().enumerate() {
+                remaining.row_mut(p).copy_from(&solved.row(row));
+            }
+        }
+        Some(remaining)
+    }
 }

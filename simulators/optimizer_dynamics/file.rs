@@ -1,8 +1,10 @@
 //! The file form of a fitted simulator.
 
 use super::algorithm::{NAME, OptimizerDynamicsError, OptimizerDynamicsSimulator};
+use super::bands::Bands;
 use super::correction::Correction;
 use super::increments::Increments;
+use super::mean_change::MeanChange;
 use super::model::Model;
 use super::params::OptimizerDynamicsParams;
 use super::readout::Readout;
@@ -22,6 +24,11 @@ struct Sizes {
     readout: usize,
     points: usize,
     coordinates: usize,
+    corrected: bool,
+    mean_corrected: bool,
+    mean_steps: usize,
+    knots: usize,
+    quantiles: usize,
 }
 
 impl OptimizerDynamicsSimulator {
@@ -64,11 +71,13 @@ impl OptimizerDynamicsSimulator {
             components: model.space.rank,
             pushes: model.increments.pushes,
             readout: model.readout.weights.len(),
-            points: self
-                .correction
-                .as_ref()
-                .map_or(0, |c| c.points.len() / c.mean.len()),
-            coordinates: self.correction.as_ref().map_or(0, |c| c.mean.len()),
+            points: self.correction.points.len() / self.correction.mean.len(),
+            coordinates: self.correction.mean.len(),
+            corrected: !self.correction.weights.is_empty(),
+            mean_corrected: !self.mean_correction.weights.is_empty(),
+            mean_steps: self.mean.changes.len() / self.mean.tests,
+            knots: self.bands.knots.len(),
+            quantiles: self.bands.quantiles.len(),
         };
         artifact.set_json("settings", &self.params);
         artifact.set_json("provenance", &self.report);
@@ -83,9 +92,7 @@ impl OptimizerDynamicsSimulator {
         for (name, shape, values) in tables(self, sizes) {
             let values = values.to_vec();
             let shape = shape.to_vec();
-            artifact
-                .tensors
-                .insert(name.into(), Tensor::F64 { shape, values });
+            artifact.tensors.insert(name, Tensor::F64 { shape, values });
         }
         Ok(artifact)
     }
@@ -158,17 +165,29 @@ impl OptimizerDynamicsSimulator {
                 "the sizes of the tables do not fit each other; the file is damaged".to_owned(),
             ));
         }
-        let correction = (sizes.points > 0)
-            .then(|| -> Result<Correction, OptimizerDynamicsError> {
-                Ok(Correction {
-                    tests: m,
-                    mean: table("correction_mean", &[sizes.coordinates])?,
-                    scale: table("correction_scale", &[sizes.coordinates])?,
-                    points: table("correction_points", &[sizes.points, sizes.coordinates])?,
-                    weights: table("correction_weights", &[sizes.points, m])?,
-                })
+        let correction = |prefix: &str, corrected: bool| {
+            let part = |name: &str, shape: &[usize]| table(&format!("{prefix}_{name}"), shape);
+            let corrected_tests = if corrected { m } else { 0 };
+            Ok::<_, OptimizerDynamicsError>(Correction {
+                tests: m,
+                mean: part("mean", &[sizes.coordinates])?,
+                scale: part("scale", &[sizes.coordinates])?,
+                points: part("points", &[sizes.points, sizes.coordinates])?,
+                weights: part("weights", &[sizes.points, corrected_tests])?,
             })
-            .transpose()?;
+        };
+        let mean = MeanChange {
+            tests: m,
+            changes: table("mean_change", &[sizes.mean_steps, m])?,
+        };
+        let bands = Bands {
+            knots: table("band_knots", &[sizes.knots])?,
+            scales: table("band_scales", &[sizes.knots, m])?,
+            distances: table("band_distances", &[sizes.knots])?,
+            quantiles: table("band_quantiles", &[sizes.quantiles])?,
+            growth: report.support.growth,
+            runs: report.support.runs,
+        };
         Ok(Self {
             group_count: sizes.groups,
             horizons: artifact
@@ -178,7 +197,10 @@ impl OptimizerDynamicsSimulator {
                 .collect(),
             params,
             model,
-            correction,
+            correction: correction("correction", sizes.corrected)?,
+            mean,
+            mean_correction: correction("mean_correction", sizes.mean_corrected)?,
+            bands,
             report,
         })
     }
@@ -188,7 +210,7 @@ impl OptimizerDynamicsSimulator {
 fn tables(
     simulator: &OptimizerDynamicsSimulator,
     sizes: Sizes,
-) -> Vec<(&'static str, Vec<usize>, &[f64])> {
+) -> Vec<(String, Vec<usize>, &[f64])> {
     let Model {
         space,
         readout,
@@ -197,7 +219,8 @@ fn tables(
         ..
     } = &simulator.model;
     let m = ceiling.len();
-    let mut tables: Vec<(&str, Vec<usize>, &[f64])> = vec![
+    let mut tables: Vec<(String, Vec<usize>, &[f64])> = Vec::new();
+    let model: [(&str, Vec<usize>, &[f64]); 8] = [
         ("residual_mean", vec![m], &space.mean),
         ("residual_axes", vec![space.rank, m], &space.axes),
         ("state_low", vec![space.rank], &space.low),
@@ -207,22 +230,38 @@ fn tables(
         ("b", vec![increments.pushes, m], &increments.b),
         ("ceiling", vec![m], ceiling),
     ];
-    if let Some(correction) = &simulator.correction {
-        let (points, width) = (sizes.points, sizes.coordinates);
+    tables.extend(model.map(|(name, shape, values)| (name.to_owned(), shape, values)));
+    let (points, width) = (sizes.points, sizes.coordinates);
+    let bands = &simulator.bands;
+    for (prefix, correction) in [
+        ("correction", &simulator.correction),
+        ("mean_correction", &simulator.mean_correction),
+    ] {
+        let corrected_tests = correction.weights.len() / points;
         tables.extend([
-            ("correction_mean", vec![width], &correction.mean[..]),
-            ("correction_scale", vec![width], &correction.scale[..]),
+            (format!("{prefix}_mean"), vec![width], &correction.mean[..]),
+            (format!("{prefix}_scale"), vec![width], &correction.scale),
             (
-                "correction_points",
+                format!("{prefix}_points"),
                 vec![points, width],
-                &correction.points[..],
+                &correction.points,
             ),
             (
-                "correction_weights",
-                vec![points, m],
-                &correction.weights[..],
+                format!("{prefix}_weights"),
+                vec![points, corrected_tests],
+                &correction.weights,
             ),
         ]);
+    }
+    let changes = &simulator.mean.changes;
+    for (name, shape, values) in [
+        ("mean_change", vec![sizes.mean_steps, m], changes),
+        ("band_knots", vec![sizes.knots], &bands.knots),
+        ("band_scales", vec![sizes.knots, m], &bands.scales),
+        ("band_distances", vec![sizes.knots], &bands.distances),
+        ("band_quantiles", vec![sizes.quantiles], &bands.quantiles),
+    ] {
+        tables.push((name.to_owned(), shape, values));
     }
     tables
 }

@@ -13,6 +13,7 @@
 //! | pushes | `F = (η_t/η_ref) m_c^β s_c` | over datasets and memories |
 //! | increment | `ΔL_j = [F, F ⊗ z] · a_j + (F · b_j) L_j` | `⟨∇L_j, u_c⟩` depends on the state: linear in `z` and in the own loss |
 //! | correction | `δ_j(u_t)`, a Gaussian process over exposures so far and the clock | what the closed loop misses of left-out runs, alike where curricula are alike |
+//! | stacking | `ω (closed loop + δ) + (1 − ω) (mean run + δ')` | the mean run, corrected in the same way, errs elsewhere |
 //!
 //! `a_j` and `b_j` come from one ridge regression per test example; its penalty and `p` from
 //! simulated left-out training runs. Evaluations may be missing: a regression row spans the gap
@@ -21,10 +22,12 @@
 //! `[3C × m]`. Losses in nats per target token.
 
 mod algorithm;
+mod bands;
 mod correction;
 mod file;
 mod increments;
 mod inputs;
+mod mean_change;
 mod model;
 mod params;
 mod path;
@@ -35,6 +38,7 @@ mod space;
 pub use algorithm::{
     Candidate, OptimizerDynamicsError, OptimizerDynamicsReport, OptimizerDynamicsSimulator,
 };
+pub use bands::Support;
 pub use correction::CorrectionChoice;
 pub use params::{OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 pub use pushes::{Memory, SecondMoment};

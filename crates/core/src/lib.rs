@@ -35,6 +35,8 @@ pub use progress::{NoProgress, Progress};
 pub use run::{Edit, EditKind, Run, RunDesign, RunInfo, RunStatus, Split};
 pub use scores::{Scores, ScoresError};
 pub use selection::{Selection, SelectionError};
-pub use simulator::{BoxError, Fit, Retrain, SimulateError, Simulator, check_simulation_input};
+pub use simulator::{
+    Banded, BoxError, Fit, Retrain, SimulateError, Simulator, check_simulation_input,
+};
 pub use token_scores::{TargetToken, TokenScores, TokenScoresError};
 pub use trajectory::{Trajectory, TrajectoryError};

@@ -27,6 +27,38 @@ pub trait Simulator: Send + Sync {
         curriculum: &Curriculum,
         initial: &[f32],
     ) -> Result<Trajectory, SimulateError>;
+
+    /// As [`Simulator::simulate`], with bands that hold a share `level` (above 0, below 1) of the
+    /// real losses; `None` where the method has none.
+    ///
+    /// # Errors
+    /// As [`Simulator::simulate`]; a level out of range.
+    fn simulate_banded(
+        &self,
+        curriculum: &Curriculum,
+        initial: &[f32],
+        level: f64,
+    ) -> Result<Option<Banded>, SimulateError> {
+        let _ = (curriculum, initial, level);
+        Ok(None)
+    }
+}
+
+/// A simulation with its bands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Banded {
+    /// The simulation.
+    pub simulated: Trajectory,
+    /// Lower ends of the bands, at the same steps; never below 0.
+    pub low: Trajectory,
+    /// Upper ends.
+    pub high: Trajectory,
+    /// The share of real losses that the bands are made to hold, such as 0.9.
+    pub level: f64,
+    /// How far the curriculum lies from what was recorded, at its farthest step: its uncertainty
+    /// over that which 95 % of recorded runs stay below when they are left out. Above 1 the
+    /// recordings do not support the answer, and bands hold less than they promise.
+    pub distance: f64,
 }
 
 /// Learns a simulator from recorded runs.

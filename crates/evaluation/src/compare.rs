@@ -3,12 +3,12 @@
 use crate::bootstrap::{
     BootstrapSettings, Interval, Ratio, bootstrap_interval, paired_interval, ratio_of_sums,
 };
-use crate::metrics::{Effects, all_steps_errors, final_correlations, no_effect};
+use crate::metrics::{Effects, all_steps_errors, coverage, final_correlations, no_effect};
 use crate::split::{LeftOut, SplitRuns};
 use crate::truth::LeaveOutReport;
 use rayon::prelude::*;
 use serde::Serialize;
-use simfluence_core::{EditKind, Run, SimulateError, Simulator, Trajectory};
+use simfluence_core::{Banded, EditKind, Run, SimulateError, Simulator, Trajectory};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
@@ -17,6 +17,9 @@ pub const NO_EFFECT: &str = "no-effect";
 
 /// Name of the block of held-out runs.
 pub const HELD_OUT: &str = "held-out";
+
+/// The share of real losses that the bands of a method are made to hold.
+pub const BAND_LEVEL: f64 = 0.9;
 
 /// Name of the block of all edits.
 pub const SUITE: &str = "suite";
@@ -120,6 +123,11 @@ pub struct Row {
     pub effect_spearman: Option<Estimate>,
     /// Share of test examples whose final effect has the right sign, mean over edits.
     pub sign_agreement: Option<Estimate>,
+    /// Share of the real losses at steps ≥ 1 that lie in the bands of level [`BAND_LEVEL`], mean
+    /// over runs; n/a for methods without bands.
+    pub coverage: Option<Estimate>,
+    /// Mean width of those bands, nats.
+    pub band_width: Option<Estimate>,
 }
 
 /// Runs that are judged together, one row per method.
@@ -192,6 +200,12 @@ pub struct RunScore {
     pub sign_agreement: Option<f64>,
     /// `Σ (ê − e)²` and `Σ e²` over test examples, nats².
     pub effect_squares: Option<(f64, f64)>,
+    /// Share of the real losses at steps ≥ 1 that lie in the bands.
+    pub coverage: Option<f64>,
+    /// Mean width of the bands, nats.
+    pub band_width: Option<f64>,
+    /// How far the curriculum lies from what was recorded ([`Banded::distance`]).
+    pub distance: Option<f64>,
 }
 
 /// What a method cost.
@@ -354,10 +368,13 @@ pub fn compare(
 /// # Errors
 /// What [`Simulator::simulate`] refuses; a run without complete losses before the first step.
 pub fn simulate_run(simulator: &dyn Simulator, run: &Run) -> Result<Trajectory, SimulateError> {
-    let initial = run.trajectory.initial().ok_or_else(|| {
+    simulator.simulate(&run.curriculum, initial(run)?)
+}
+
+fn initial(run: &Run) -> Result<&[f32], SimulateError> {
+    run.trajectory.initial().ok_or_else(|| {
         SimulateError::Other("its losses before the first step are incomplete".to_owned())
-    })?;
-    simulator.simulate(&run.curriculum, initial)
+    })
 }
 
 fn check_methods(methods: &[Method<'_>], settings: &CompareSettings) -> Result<(), CompareError> {
@@ -419,11 +436,17 @@ fn judged_runs<'a>(split: &SplitRuns<'a>) -> Result<Vec<Judged<'a>>, CompareErro
     Ok(judged)
 }
 
-/// Trajectories by run id; each run is simulated once.
+/// A simulated run, with bands where the method has them.
+struct Simulated {
+    trajectory: Trajectory,
+    bands: Option<Banded>,
+}
+
+/// Simulations by run id; each run is simulated once.
 fn simulate_all<'a>(
     method: &Method<'_>,
     judged: &[Judged<'a>],
-) -> Result<BTreeMap<&'a str, Trajectory>, CompareError> {
+) -> Result<BTreeMap<&'a str, Simulated>, CompareError> {
     let mut runs: BTreeMap<&'a str, &'a Run> = BTreeMap::new();
     for judged in judged {
         runs.insert(&judged.run.id, judged.run);
@@ -432,31 +455,51 @@ fn simulate_all<'a>(
         }
     }
     runs.into_par_iter()
-        .map(|(id, run)| match simulate_run(method.simulator, run) {
-            Ok(trajectory) => Ok((id, trajectory)),
-            Err(source) => Err(CompareError::Simulate {
-                method: method.name.clone(),
-                run: id.to_owned(),
-                source,
-            }),
-        })
+        .map(
+            |(id, run)| match simulate_with_bands(method.simulator, run) {
+                Ok(simulated) => Ok((id, simulated)),
+                Err(source) => Err(CompareError::Simulate {
+                    method: method.name.clone(),
+                    run: id.to_owned(),
+                    source,
+                }),
+            },
+        )
         .collect()
+}
+
+fn simulate_with_bands(simulator: &dyn Simulator, run: &Run) -> Result<Simulated, SimulateError> {
+    let bands = simulator.simulate_banded(&run.curriculum, initial(run)?, BAND_LEVEL)?;
+    let trajectory = match &bands {
+        Some(bands) => bands.simulated.clone(),
+        None => simulate_run(simulator, run)?,
+    };
+    Ok(Simulated { trajectory, bands })
 }
 
 fn score_all(
     method: &str,
     judged: &[Judged<'_>],
-    simulated: &BTreeMap<&str, Trajectory>,
+    simulated: &BTreeMap<&str, Simulated>,
 ) -> Result<Scores, CompareError> {
     judged
         .par_iter()
         .map(|j| {
             let own = &simulated[j.run.id.as_str()];
             let effects = j.edit.map(|(base, _)| {
-                let original = (&base.trajectory, &simulated[base.id.as_str()]);
-                Effects::of(original, (&j.run.trajectory, own))
+                let original = &simulated[base.id.as_str()].trajectory;
+                Effects::of(
+                    (&base.trajectory, original),
+                    (&j.run.trajectory, &own.trajectory),
+                )
             });
-            score(method, j, own, effects).map(Some)
+            let mut scored = score(method, j, &own.trajectory, effects)?;
+            if let Some(bands) = &own.bands {
+                let held = coverage(&j.run.trajectory, &bands.low, &bands.high);
+                (scored.coverage, scored.band_width) = held.unzip();
+                scored.distance = Some(bands.distance);
+            }
+            Ok(Some(scored))
         })
         .collect()
 }
@@ -502,6 +545,9 @@ fn score(
         effect_spearman: effects.and_then(Effects::spearman),
         sign_agreement: effects.and_then(Effects::sign_agreement),
         effect_squares: effects.map(Effects::squares),
+        coverage: None,
+        band_width: None,
+        distance: None,
     })
 }
 
@@ -667,6 +713,8 @@ impl Units {
             effect_r2: self.r2(scores),
             effect_spearman: self.mean(scores, |s| s.effect_spearman),
             sign_agreement: self.mean(scores, |s| s.sign_agreement),
+            coverage: self.mean(scores, |s| s.coverage),
+            band_width: self.mean(scores, |s| s.band_width),
         }
     }
 

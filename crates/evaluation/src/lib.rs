@@ -31,12 +31,12 @@ pub use bootstrap::{
     BootstrapSettings, Interval, Ratio, bootstrap_interval, paired_interval, ratio_of_sums,
 };
 pub use compare::{
-    Block, CompareError, CompareSettings, Comparison, Estimate, HELD_OUT, Method, MethodCosts,
-    NO_EFFECT, PairedDifference, Row, RunScore, SUITE, Union, compare, simulate_run,
+    BAND_LEVEL, Block, CompareError, CompareSettings, Comparison, Estimate, HELD_OUT, Method,
+    MethodCosts, NO_EFFECT, PairedDifference, Row, RunScore, SUITE, Union, compare, simulate_run,
 };
 pub use metrics::{
-    AllStepsErrors, Effects, FinalCorrelations, all_steps_errors, average_ranks, errors_per_test,
-    final_correlations, final_pairs, no_effect, pearson, spearman,
+    AllStepsErrors, Effects, FinalCorrelations, all_steps_errors, average_ranks, coverage,
+    errors_per_test, final_correlations, final_pairs, no_effect, pearson, spearman,
 };
 pub use selection::{RunSelection, SelectionError};
 pub use split::{Conflict, LeftOut, SplitError, SplitRuns, SplitSettings, SuitePair, split_runs};

@@ -64,6 +64,23 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
     pearson(&average_ranks(x)?, &average_ranks(y)?)
 }
 
+/// The share of the real losses at steps ≥ 1 that lie between `low` and `high`, and the mean width
+/// of that band in nats; `None` where nothing was measured after step 0 or the band lacks a step.
+pub fn coverage(real: &Trajectory, low: &Trajectory, high: &Trajectory) -> Option<(f64, f64)> {
+    let (mut held, mut width, mut count) = (0.0, 0.0, 0.0);
+    for (index, &step) in real.steps().iter().enumerate().filter(|&(_, &s)| s > 0) {
+        let (low, high) = (low.at_step(step)?, high.at_step(step)?);
+        for (test, (low, high)) in low.iter().zip(high).enumerate() {
+            if let Some(loss) = real.get(index, test) {
+                held += f64::from(u8::from((*low..=*high).contains(&loss)));
+                width += f64::from(high - low);
+                count += 1.0;
+            }
+        }
+    }
+    (count > 0.0).then(|| (held / count, width / count))
+}
+
 /// All-steps errors of one run.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct AllStepsErrors {

@@ -1,7 +1,7 @@
 //! A [`Comparison`] as text, JSON and CSV.
 
 use crate::bootstrap::Interval;
-use crate::compare::{Block, Comparison, Estimate, HELD_OUT, Row, SUITE};
+use crate::compare::{BAND_LEVEL, Block, Comparison, Estimate, HELD_OUT, Row, SUITE};
 use crate::truth_table::leave_out_text;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, presets};
 use simfluence_core::EditKind;
@@ -83,6 +83,13 @@ pub fn text(comparison: &Comparison, focus: &[String]) -> String {
     if let Some(table) = kinds_table(comparison) {
         let _ = writeln!(out, "\nKinds of edits: MSE (effect R²)\n{table}");
     }
+    if let Some(table) = coverage_table(comparison) {
+        let level = 100.0 * BAND_LEVEL;
+        let _ = writeln!(
+            out,
+            "\nBands of {level:.0} %: share of real losses in them (mean width, nats)\n{table}"
+        );
+    }
     let _ = writeln!(out, "\nCosts\n{}", costs_table(comparison));
     if !focus.is_empty() {
         let table = differences_table(comparison, focus);
@@ -112,7 +119,7 @@ pub fn json(comparison: &Comparison) -> Result<String, serde_json::Error> {
 /// # Errors
 /// None in practice: it is written to memory.
 pub fn csv(comparison: &Comparison) -> Result<String, csv::Error> {
-    const COLUMNS: [(&str, Pick); 7] = [
+    const COLUMNS: [(&str, Pick); 9] = [
         ("mse", |row| row.mse),
         ("mae", |row| row.mae),
         ("final_spearman", |row| row.final_spearman),
@@ -120,6 +127,8 @@ pub fn csv(comparison: &Comparison) -> Result<String, csv::Error> {
         ("effect_r2", |row| row.effect_r2),
         ("effect_spearman", |row| row.effect_spearman),
         ("sign_agreement", |row| row.sign_agreement),
+        ("coverage", |row| row.coverage),
+        ("band_width", |row| row.band_width),
     ];
     let mut writer = csv::Writer::from_writer(Vec::new());
     let mut heading: Vec<String> = ["block", "runs", "units", "method"]
@@ -287,6 +296,55 @@ fn kinds_table(comparison: &Comparison) -> Option<Table> {
             format!("{mse}{} ({r2})", mark(best[k][r]))
         });
         add_row(&mut table, method, cells);
+    }
+    Some(table)
+}
+
+/// How much of the real losses the bands of each method hold, block by block; `None` where no
+/// method has bands.
+fn coverage_table(comparison: &Comparison) -> Option<Table> {
+    let blocks: Vec<&Block> = (comparison.blocks.iter())
+        .filter(|block| !block.name.contains(" + "))
+        .collect();
+    let methods: Vec<&str> = (blocks.iter())
+        .flat_map(|block| &block.rows)
+        .filter(|row| row.coverage.is_some())
+        .map(|row| row.method.as_str())
+        .fold(Vec::new(), |mut methods, method| {
+            if !methods.contains(&method) {
+                methods.push(method);
+            }
+            methods
+        });
+    if methods.is_empty() {
+        return None;
+    }
+    let mut table = new_table();
+    let headings = methods.iter().map(|method| (*method).to_owned());
+    set_header(
+        &mut table,
+        std::iter::once("runs".to_owned()).chain(headings),
+    );
+    for block in blocks {
+        let cells = methods.iter().map(|method| {
+            let row = block.row(method);
+            let part = |pick: Pick| row.and_then(pick);
+            match (part(|row| row.coverage), part(|row| row.band_width)) {
+                (Some(held), Some(width)) => {
+                    let interval = held.interval.map_or(String::new(), |i| {
+                        format!(" [{:.1}, {:.1}]", 100.0 * i.low, 100.0 * i.high)
+                    });
+                    format!(
+                        "{:.1} %{interval} ({})",
+                        100.0 * held.value,
+                        show(Some(width.value), None)
+                    )
+                }
+                _ => "n/a".to_owned(),
+            }
+        });
+        let name = format!("{} ({})", block.name, block.runs.len());
+        add_row(&mut table, &name, cells);
     }
     Some(table)
 }

@@ -1,0 +1,185 @@
+//! Conformal bands from what left-out runs were missed by.
+
+use super::correction::{Correction, LeftOutPoint};
+use super::inputs::Inputs;
+use serde::{Deserialize, Serialize};
+
+/// Quantiles that are kept, evenly from 0 to 1.
+const QUANTILES: usize = 400;
+/// How much of the scale of a test example is that of all of them: its own errors are few.
+const POOLED: f64 = 0.3;
+/// Bands grow at least in proportion to the distance, as the error of a first-order expansion
+/// does: left-out runs lie too close to others to show it.
+const LEAST_GROWTH: f64 = 1.0;
+
+/// What bands are made of: the band of test example `j` after step `t` of a curriculum is
+/// `L̂ ± q(level) · σ_j(t) · max(1, d)^γ`, where `d` is the distance to the nearest recorded
+/// point over the usual one, of left-out runs near that step.
+///
+/// `σ_j(t)` is the root mean square of the errors of left-out runs near step `t`, `γ` the slope of
+/// their logarithm against that of `d` (at least 1), and `q` the quantile of what then remains over all
+/// left-out runs, steps and test examples (split conformal prediction, with the usual
+/// `(R + 1)/R` for `R` left-out runs).
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Bands {
+    /// Steps at which scales and distances stand.
+    pub(super) knots: Vec<f64>,
+    /// `[knots × tests]`.
+    pub(super) scales: Vec<f64>,
+    /// `[knots]`: the median distance of left-out points.
+    pub(super) distances: Vec<f64>,
+    pub(super) quantiles: Vec<f64>,
+    pub(super) growth: f64,
+    pub(super) runs: usize,
+}
+
+/// What the recorded runs say about bands.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Support {
+    /// Number of left-out runs.
+    pub runs: usize,
+    /// The exponent `γ` with which bands grow with the distance from what was recorded.
+    pub growth: f64,
+}
+
+impl Bands {
+    /// From the points of left-out runs.
+    pub(super) fn fit(points: &[LeftOutPoint], runs: usize) -> Self {
+        let tests = points[0].errors.len();
+        let mut knots: Vec<usize> = points.iter().map(|p| p.step).collect();
+        knots.sort_unstable();
+        knots.dedup();
+        // Runs of different lengths have different steps: about as many knots as one run has.
+        let stride = (knots.len() * runs).div_ceil(points.len()).max(1);
+        let knots: Vec<f64> = knots.iter().step_by(stride).map(|&k| k as f64).collect();
+        let mut near: Vec<Vec<&LeftOutPoint>> = vec![Vec::new(); knots.len()];
+        for point in points {
+            let distance = |k: &usize| (knots[*k] - point.step as f64).abs();
+            let knot = (0..knots.len()).min_by(|a, b| distance(a).total_cmp(&distance(b)));
+            near[knot.expect("there is a knot")].push(point);
+        }
+        let mut distances = Vec::with_capacity(knots.len());
+        let mut scales = Vec::with_capacity(knots.len() * tests);
+        for near in &near {
+            let mut sorted: Vec<f64> = near.iter().map(|p| p.distance).collect();
+            sorted.sort_by(f64::total_cmp);
+            distances.push(
+                sorted
+                    .get(sorted.len() / 2)
+                    .copied()
+                    .unwrap_or(1.0)
+                    .max(1e-9),
+            );
+            let square = |test: usize| -> f64 {
+                let sum: f64 = near.iter().map(|p| p.errors[test].powi(2)).sum();
+                sum / near.len().max(1) as f64
+            };
+            let own: Vec<f64> = (0..tests).map(square).collect();
+            let pooled = own.iter().sum::<f64>() / tests as f64;
+            let mixed = own.iter().map(|own| POOLED * pooled + (1.0 - POOLED) * own);
+            scales.extend(mixed.map(|square| square.sqrt().max(1e-9)));
+        }
+        let mut bands = Self {
+            knots,
+            scales,
+            distances,
+            quantiles: Vec::new(),
+            growth: 0.0,
+            runs,
+        };
+        bands.growth = bands.fit_growth(points);
+        let mut scores = Vec::with_capacity(points.len() * tests);
+        for point in points {
+            let grown = bands.ratio(point.step as f64, point.distance).max(1.0);
+            let grown = grown.powf(bands.growth);
+            for (test, error) in point.errors.iter().enumerate() {
+                scores.push(error.abs() / (bands.scale(point.step as f64, test) * grown));
+            }
+        }
+        scores.sort_by(f64::total_cmp);
+        let at = |part: f64| {
+            let rank = (part * scores.len() as f64).ceil() as usize;
+            scores[rank.clamp(1, scores.len()) - 1]
+        };
+        let parts = (0..=QUANTILES).map(|k| k as f64 / QUANTILES as f64);
+        bands.quantiles = parts.map(at).collect();
+        bands
+    }
+
+    /// The slope of the log error against the log distance, not below [`LEAST_GROWTH`].
+    fn fit_growth(&self, points: &[LeftOutPoint]) -> f64 {
+        let (mut xy, mut xx) = (0.0, 0.0);
+        let mut rows = Vec::new();
+        for point in points {
+            let ratio = self.ratio(point.step as f64, point.distance);
+            let square: f64 = (point.errors.iter().enumerate())
+                .map(|(test, error)| (error / self.scale(point.step as f64, test)).powi(2))
+                .sum();
+            rows.push((
+                ratio.ln(),
+                0.5 * (square / point.errors.len() as f64 + 1e-12).ln(),
+            ));
+        }
+        let count = rows.len() as f64;
+        let mean_x = rows.iter().map(|r| r.0).sum::<f64>() / count;
+        let mean_y = rows.iter().map(|r| r.1).sum::<f64>() / count;
+        for (x, y) in rows {
+            xy += (x - mean_x) * (y - mean_y);
+            xx += (x - mean_x) * (x - mean_x);
+        }
+        (xy / xx.max(1e-12)).max(LEAST_GROWTH)
+    }
+
+    /// Place of a step among the knots: the knot before, and the part of the way to the next.
+    fn between(&self, step: f64) -> (usize, usize, f64) {
+        let after = self.knots.partition_point(|&knot| knot < step);
+        if after == 0 {
+            return (0, 0, 0.0);
+        }
+        if after == self.knots.len() {
+            return (after - 1, after - 1, 0.0);
+        }
+        let (low, high) = (self.knots[after - 1], self.knots[after]);
+        (after - 1, after, (step - low) / (high - low))
+    }
+
+    fn scale(&self, step: f64, test: usize) -> f64 {
+        let tests = self.scales.len() / self.knots.len();
+        let (a, b, part) = self.between(step);
+        let at = |knot: usize| self.scales[knot * tests + test];
+        at(a) * (1.0 - part) + at(b) * part
+    }
+
+    /// A distance over the usual one at that step.
+    fn ratio(&self, step: f64, distance: f64) -> f64 {
+        let (a, b, part) = self.between(step);
+        distance / (self.distances[a] * (1.0 - part) + self.distances[b] * part)
+    }
+
+    /// Half widths after every step, `[(steps + 1) × tests]` (0 before the first), and the mean
+    /// over the steps of the distance from what was recorded over the usual one.
+    pub(super) fn half_widths(
+        &self,
+        correction: &Correction,
+        inputs: &Inputs,
+        horizons: &[f64],
+        groups: usize,
+        level: f64,
+    ) -> (Vec<f64>, f64) {
+        let runs = self.runs as f64;
+        let part = (level * (runs + 1.0) / runs).min(1.0);
+        let quantile = self.quantiles[(part * QUANTILES as f64).ceil() as usize];
+        let tests = correction.tests;
+        let mut widths = vec![0.0; tests];
+        let mut sum = 0.0;
+        let distances = correction.distances(inputs, horizons, groups);
+        for (step, distance) in distances.iter().enumerate() {
+            let step = step as f64 + 1.0;
+            let ratio = self.ratio(step, *distance);
+            sum += ratio;
+            let factor = quantile * ratio.max(1.0).powf(self.growth);
+            widths.extend((0..tests).map(|test| factor * self.scale(step, test)));
+        }
+        (widths, sum / distances.len().max(1) as f64)
+    }
+}
