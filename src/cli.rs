@@ -784,6 +784,13 @@ pub struct CompareArgs {
     /// Bootstrap resamples of the intervals.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..))]
     pub resamples: u32,
+    /// Fit as if training runs had been measured only at every K-th of their evaluations.
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub thin_steps: u32,
+    /// Fit as if each evaluation of training runs had measured only one of K parts of the test
+    /// examples in turn.
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub thin_tests: u32,
     /// Which runs.
     #[command(flatten)]
     pub split: SplitArgs,

@@ -42,7 +42,12 @@ struct Fitted {
 pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
     let open = OpenRuns::read(&args.run_set)?;
     let split = open.split(&args.split)?;
-    let fitted = fit_all(args, &open, &split, progress)?;
+    let thinned = thinned(&split.train, args);
+    let fitting = SplitRuns {
+        train: thinned.iter().collect(),
+        ..split.clone()
+    };
+    let fitted = fit_all(args, &open, &fitting, progress)?;
     let methods: Vec<Method> = fitted
         .iter()
         .map(|f| Method {
@@ -89,6 +94,16 @@ pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
         draw(folder, &open, &split, &fitted, &comparison)?;
     }
     Ok(())
+}
+
+/// The training runs with the evaluations that `--thin-steps` and `--thin-tests` leave.
+fn thinned(train: &[&Run], args: &CompareArgs) -> Vec<Run> {
+    let (every, parts) = (args.thin_steps as usize, args.thin_tests as usize);
+    let thin = |run: &&Run| Run {
+        trajectory: run.trajectory.thinned(every, parts),
+        ..(*run).clone()
+    };
+    train.iter().map(thin).collect()
 }
 
 /// The methods whose differences to all others are shown.

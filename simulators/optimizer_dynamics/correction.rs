@@ -10,6 +10,10 @@ const CLOCK_SCALES: [f64; 3] = [0.25, 0.5, 1.0];
 const NOISES: [f64; 4] = [0.1, 1.0, 10.0, 100.0];
 /// Points at which residuals are learned, over all runs.
 const POINTS: usize = 1_000;
+/// Points among them with which settings are compared first.
+const CHOOSING_POINTS: usize = 400;
+/// Settings that are then tried on all points.
+const FINALISTS: usize = 6;
 /// Fewest and most points of a run.
 const POINTS_PER_RUN: (usize, usize) = (6, 24);
 
@@ -99,7 +103,11 @@ impl Correction {
         let count = folds.len();
         let (mean, mut scale) = standardise(&mut points, width);
         let errors = DMatrix::from_row_slice(count, tests, &errors);
-        let problem = Problem::new(&points, width, &folds, &errors);
+        // Every so many points, evenly over runs and steps, tell the settings apart as well.
+        let some: Vec<usize> = (0..count)
+            .step_by(count.div_ceil(CHOOSING_POINTS))
+            .collect();
+        let choosing = Problem::new(&points, width, &folds, &errors, &some);
         let settings: Vec<Setting> = EXPOSURE_SCALES
             .iter()
             .flat_map(|&exposure| CLOCK_SCALES.iter().map(move |&clock| (exposure, clock)))
@@ -115,20 +123,35 @@ impl Correction {
         let tried: Vec<f64> = settings
             .par_iter()
             .map(|setting| {
-                let left_out = problem.left_out(setting);
+                let left_out = choosing.left_out(setting);
                 left_out.map_or(f64::INFINITY, |errors| mean_square(&errors))
             })
             .collect();
         let before = mean_square(&errors);
-        let best = (0..settings.len()).min_by(|&a, &b| tried[a].total_cmp(&tried[b]));
-        let best = best.filter(|&b| wanted && tried[b] < before);
-        let setting = best.map_or(FALLBACK, |b| settings[b]);
-        let (mut remaining, mut weights) = (errors.clone(), Vec::new());
-        if best.is_some() {
-            remaining = problem.left_out(&setting).expect("it was factored before");
-            let factored = Cholesky::new(problem.kernel(&setting)).expect("it was factored before");
-            weights = factored.solve(&errors).transpose().as_slice().to_vec();
+        let mut order: Vec<usize> = (0..settings.len()).collect();
+        order.sort_by(|&a, &b| tried[a].total_cmp(&tried[b]));
+        let all: Vec<usize> = (0..count).collect();
+        let problem = Problem::new(&points, width, &folds, &errors, &all);
+        let mut setting = FALLBACK;
+        let (mut remaining, mut after) = (errors.clone(), before);
+        let finalists = if wanted { FINALISTS } else { 0 };
+        let finalists: Vec<_> = order[..finalists]
+            .par_iter()
+            .filter_map(|&k| Some((settings[k], problem.left_out(&settings[k])?)))
+            .collect();
+        for (finalist, left_out) in finalists {
+            if mean_square(&left_out) < after {
+                after = mean_square(&left_out);
+                (setting, remaining) = (finalist, left_out);
+            }
         }
+        let corrected = after < before;
+        let weights = if corrected {
+            let factored = Cholesky::new(problem.kernel(&setting)).expect("it was factored before");
+            factored.solve(&errors).transpose().as_slice().to_vec()
+        } else {
+            Vec::new()
+        };
         let left_out = (0..count)
             .map(|p| LeftOutPoint {
                 step: steps[p],
@@ -156,12 +179,12 @@ impl Correction {
         for (k, s) in scale.iter_mut().enumerate() {
             *s *= stretch(k);
         }
-        let choice = best.map(|b| CorrectionChoice {
+        let choice = corrected.then_some(CorrectionChoice {
             exposure_scale: setting.exposure,
             clock_scale: setting.clock,
             noise: setting.noise,
             before,
-            after: tried[b],
+            after,
         });
         let correction = Self {
             tests,
@@ -307,28 +330,38 @@ struct Setting {
 }
 
 /// What all settings share: distances between points, the folds, the errors.
-struct Problem<'a> {
+struct Problem {
     exposure: DMatrix<f64>,
     clock: DMatrix<f64>,
     /// The points of each fold.
     members: Vec<Vec<usize>>,
-    errors: &'a DMatrix<f64>,
+    errors: DMatrix<f64>,
 }
 
-impl<'a> Problem<'a> {
-    fn new(points: &[f64], width: usize, folds: &[usize], errors: &'a DMatrix<f64>) -> Self {
-        let count = folds.len();
+impl Problem {
+    /// The problem of the points `chosen`.
+    fn new(
+        points: &[f64],
+        width: usize,
+        folds: &[usize],
+        errors: &DMatrix<f64>,
+        chosen: &[usize],
+    ) -> Self {
+        let count = chosen.len();
         let square = |p: usize, q: usize, range: std::ops::Range<usize>| {
-            let part = |p: usize| &points[p * width..][range.clone()];
+            let part = |p: usize| &points[chosen[p] * width..][range.clone()];
             square_distance(part(p), part(q))
         };
         let fold_count = folds.iter().max().map_or(0, |f| f + 1);
-        let of_fold = |fold: usize| (0..count).filter(|&p| folds[p] == fold).collect();
+        let of_fold = |fold: usize| (0..count).filter(|&p| folds[chosen[p]] == fold).collect();
         Self {
             exposure: DMatrix::from_fn(count, count, |p, q| square(p, q, 0..width - CLOCK)),
             clock: DMatrix::from_fn(count, count, |p, q| square(p, q, width - CLOCK..width)),
-            members: (0..fold_count).map(of_fold).collect(),
-            errors,
+            members: (0..fold_count)
+                .map(of_fold)
+                .filter(|members: &Vec<usize>| !members.is_empty())
+                .collect(),
+            errors: errors.select_rows(chosen),
         }
     }
 
@@ -351,7 +384,7 @@ impl<'a> Problem<'a> {
     /// The errors that remain when the fold of each point is left out.
     fn left_out(&self, setting: &Setting) -> Option<DMatrix<f64>> {
         let inverse = Cholesky::new(self.kernel(setting))?.inverse();
-        let weights = &inverse * self.errors;
+        let weights = &inverse * &self.errors;
         let mut remaining = DMatrix::zeros(weights.nrows(), weights.ncols());
         for members in &self.members {
             let block = inverse.select_rows(members).select_columns(members);

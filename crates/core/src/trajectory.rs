@@ -139,6 +139,34 @@ impl Trajectory {
         (!self.steps.is_empty()).then(|| self.row(self.steps.len() - 1))
     }
 
+    /// Keeps every `every`-th evaluation, and of each but the first and the last only the test
+    /// examples `j` with `j mod parts = index mod parts`, as if the others had never been
+    /// measured; both at least 1.
+    #[must_use]
+    pub fn thinned(&self, every: usize, parts: usize) -> Self {
+        let last = self.steps.len().saturating_sub(1);
+        let kept: Vec<usize> = (0..self.steps.len())
+            .filter(|&index| index % every == 0 || index == last)
+            .collect();
+        let m = self.test_count;
+        let mut values = Vec::with_capacity(kept.len() * m);
+        let mut measured = Vec::with_capacity(kept.len() * m);
+        for (place, &index) in kept.iter().enumerate() {
+            let whole = index == 0 || index == last;
+            values.extend_from_slice(self.row(index));
+            measured.extend((0..m).map(|test| {
+                (whole || test % parts == place % parts) && self.get(index, test).is_some()
+            }));
+        }
+        let complete = measured.iter().all(|&m| m);
+        Self {
+            steps: kept.iter().map(|&index| self.steps[index]).collect(),
+            test_count: m,
+            values,
+            measured: (!complete).then_some(measured),
+        }
+    }
+
     /// The curve of one test example: `(step, loss)` where it was measured.
     pub fn curve(&self, test: usize) -> impl Iterator<Item = (u32, f32)> + '_ {
         self.steps
@@ -178,6 +206,22 @@ pub enum TrajectoryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thinning_keeps_the_ends_whole_and_rotates_in_between() {
+        let values = (0..14).map(|v| v as f32).collect();
+        let all = Trajectory::new((0..7).collect(), 2, values).unwrap();
+        let thin = all.thinned(2, 2);
+        assert_eq!(thin.steps(), [0, 2, 4, 6]);
+        let rows: Vec<Vec<Option<f32>>> = (0..4)
+            .map(|row| (0..2).map(|test| thin.get(row, test)).collect())
+            .collect();
+        assert_eq!(rows[0], [Some(0.0), Some(1.0)]);
+        assert_eq!(rows[1], [None, Some(5.0)]);
+        assert_eq!(rows[2], [Some(8.0), None]);
+        assert_eq!(rows[3], [Some(12.0), Some(13.0)]);
+        assert_eq!(all.thinned(1, 1), all);
+    }
 
     #[test]
     fn missing_values_are_absent_from_the_curve() {
