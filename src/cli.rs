@@ -600,6 +600,9 @@ pub struct SimulateArgs {
     /// Start from the recorded `L_0` of this run (default: --run, else the first run).
     #[arg(long, value_name = "RUN")]
     pub initial_from: Option<String>,
+    /// Share of real losses that bands are to hold, where the simulator has bands.
+    #[arg(long, default_value_t = 0.9, value_parser = level)]
+    pub level: f64,
     /// Where the trajectory goes (.parquet, .csv or .json); default: standard output, as CSV.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -660,9 +663,12 @@ pub struct WhatifArgs {
     /// What happens to batches that lose or gain members.
     #[arg(long, value_enum, default_value_t)]
     pub fill: FillArg,
-    /// A simulator file (default: Simfluence-Linear, fitted now on the training runs).
+    /// A simulator file (default: optimizer-dynamics, fitted now on the training runs).
     #[arg(long, value_name = "FILE")]
     pub simulator: Option<PathBuf>,
+    /// Share of real losses that bands are to hold, where the simulator has bands.
+    #[arg(long, default_value_t = 0.9, value_parser = level)]
+    pub level: f64,
     /// Really retrain with the run's seed and show simulated against true.
     #[arg(long)]
     pub verify: bool,
@@ -751,6 +757,14 @@ impl ValueEnum for CompareMethod {
     }
 }
 
+/// A level of bands.
+fn level(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(level) if level > 0.0 && level < 1.0 => Ok(level),
+        _ => Err("write a number above 0 and below 1, such as 0.9".to_owned()),
+    }
+}
+
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 #[command(
@@ -759,7 +773,7 @@ impl ValueEnum for CompareMethod {
 pub struct CompareArgs {
     /// Folder of the run set.
     pub run_set: PathBuf,
-    /// The methods (default: Simfluence, graddot, gradcos, tracin-cp and kept leave-out scores, as
+    /// The methods (default: optimizer-dynamics, Simfluence, graddot, gradcos, tracin-cp and kept leave-out scores, as
     /// far as this run set and this build allow).
     #[arg(long, value_enum, value_delimiter = ',')]
     pub methods: Vec<CompareMethod>,

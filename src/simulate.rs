@@ -3,9 +3,13 @@
 use crate::cli::SimulateArgs;
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result};
-use simfluence_core::{Examples, Trajectory};
-use simfluence_recorder::{read_curriculum, write_trajectory};
+use simfluence_core::{Banded, Examples, Trajectory};
+use simfluence_recorder::{read_curriculum, write_banded, write_trajectory};
 use std::io::Write;
+
+/// From this distance on there is a warning: runs of the design's own lie at about 1, most edits
+/// between 1 and 2.
+const FAR: f64 = 2.0;
 
 /// Runs the subcommand.
 pub fn run(args: &SimulateArgs) -> Result<()> {
@@ -29,10 +33,20 @@ pub fn run(args: &SimulateArgs) -> Result<()> {
             source.id
         )
     })?;
-    let trajectory = simulator.simulate(&curriculum, initial)?;
+    let banded = simulator.simulate_banded(&curriculum, initial, args.level)?;
+    if let Some(banded) = &banded {
+        caution_distance(banded.distance);
+    }
+    let trajectory = match &banded {
+        Some(banded) => banded.simulated.clone(),
+        None => simulator.simulate(&curriculum, initial)?,
+    };
     match &args.out {
         Some(path) => {
-            write_trajectory(path, &trajectory, open.set.test_examples())?;
+            match &banded {
+                Some(banded) => write_banded(path, banded, open.set.test_examples())?,
+                None => write_trajectory(path, &trajectory, open.set.test_examples())?,
+            }
             eprintln!(
                 "{}: {} steps of {} test examples, by {}",
                 path.display(),
@@ -41,25 +55,43 @@ pub fn run(args: &SimulateArgs) -> Result<()> {
                 simulator.name()
             );
         }
-        None => print_csv(&trajectory, open.set.test_examples())?,
+        None => print_csv(&trajectory, banded.as_ref(), open.set.test_examples())?,
     }
     Ok(())
 }
 
+/// Warns about a curriculum that lies outside of what was recorded.
+pub fn caution_distance(distance: f64) {
+    if distance > FAR {
+        eprintln!(
+            "warning: the curriculum lies {distance:.1} times as far from the recorded runs as they lie from each other: the recordings hardly support the answer, and its bands hold less than they promise; record runs that are more like it"
+        );
+    }
+}
+
 /// The same columns as the file.
-fn print_csv(trajectory: &Trajectory, test: &Examples) -> Result<()> {
+fn print_csv(trajectory: &Trajectory, banded: Option<&Banded>, test: &Examples) -> Result<()> {
     let mut writer = csv::Writer::from_writer(std::io::stdout().lock());
-    writer.write_record(["step", "test_id", "key", "dataset", "loss"])?;
+    let mut heading = vec!["step", "test_id", "key", "dataset", "loss"];
+    if banded.is_some() {
+        heading.extend(["low", "high"]);
+    }
+    writer.write_record(heading)?;
     for (index, step) in trajectory.steps().iter().enumerate() {
         for (id, example) in test.as_slice().iter().enumerate() {
             if let Some(loss) = trajectory.get(index, id) {
-                writer.write_record([
-                    &step.to_string(),
-                    &id.to_string(),
-                    &example.key,
-                    &example.dataset,
-                    &loss.to_string(),
-                ])?;
+                let mut record = vec![
+                    step.to_string(),
+                    id.to_string(),
+                    example.key.clone(),
+                    example.dataset.clone(),
+                    loss.to_string(),
+                ];
+                if let Some(banded) = banded {
+                    let ends = [&banded.low, &banded.high];
+                    record.extend(ends.map(|end| end.row(index)[id].to_string()));
+                }
+                writer.write_record(record)?;
             }
         }
     }

@@ -6,7 +6,9 @@ use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTAL_ONLY};
 use serde::Serialize;
-use simfluence_core::{Curriculum, Example, Examples, Progress, Run, Simulator, Trajectory};
+use simfluence_core::{
+    Banded, Curriculum, Example, Examples, Progress, Run, Simulator, Trajectory,
+};
 use simfluence_evaluation::plots::{WhatIfPlot, what_if};
 use simfluence_recorder::{write_atomically, write_curriculum};
 
@@ -22,6 +24,13 @@ struct Answer {
     steps_now: usize,
     steps_then: usize,
     unit: &'static str,
+    /// Share of real losses that the bands are to hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<f64>,
+    /// How far the edited curriculum lies from the recorded ones, over how far they lie from each
+    /// other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    distance: Option<f64>,
     group_by: String,
     groups: Vec<Row>,
     test_examples: Vec<Row>,
@@ -38,6 +47,12 @@ struct Row {
     loss_then: f64,
     /// Predicted effect: simulated edited minus simulated unedited.
     change: f64,
+    /// Ends of the band around `loss_then`: as far from it as those of the simulated edited run
+    /// are from that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    low: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    high: Option<f64>,
     /// The simulated loss of the edited run as it is.
     simulated_then: f64,
     /// Really retrained (`--verify`).
@@ -81,7 +96,11 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
         }
     };
     let simulated_now = simulator.simulate(&base.curriculum, initial)?;
-    let simulated_then = simulator.simulate(&edited, initial)?;
+    let banded = simulator.simulate_banded(&edited, initial, args.level)?;
+    let simulated_then = match &banded {
+        Some(banded) => banded.simulated.clone(),
+        None => simulator.simulate(&edited, initial)?,
+    };
     let really = if args.verify {
         Some(verify(args, &open, base, &edited, progress)?)
     } else {
@@ -95,6 +114,7 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
         base,
         simulated_now: &simulated_now,
         simulated_then: &simulated_then,
+        banded: banded.as_ref(),
         really: really.as_ref(),
     };
     let labels: Vec<String> = edits.iter().map(|e| e.label.clone()).collect();
@@ -133,6 +153,7 @@ struct Compared<'a> {
     base: &'a Run,
     simulated_now: &'a Trajectory,
     simulated_then: &'a Trajectory,
+    banded: Option<&'a Banded>,
     really: Option<&'a Trajectory>,
 }
 
@@ -153,6 +174,8 @@ impl Compared<'_> {
             steps_now: self.base.curriculum.len(),
             steps_then,
             unit: "nats per target token",
+            level: self.banded.map(|banded| banded.level),
+            distance: self.banded.map(|banded| banded.distance),
             group_by: args.group_by.clone(),
             groups: groups(&test_examples),
             test_examples,
@@ -170,12 +193,18 @@ impl Compared<'_> {
                 let simulated_then = final_loss(self.simulated_then, j);
                 let change = simulated_then - final_loss(self.simulated_now, j);
                 let true_then = self.really.map(|t| final_loss(t, j));
+                let end = |end: &dyn Fn(&Banded) -> &Trajectory| {
+                    let width = |banded| final_loss(end(banded), j) - simulated_then;
+                    (self.banded).map(|banded| (loss_now + change + width(banded)).max(0.0))
+                };
                 Some(Row {
                     name: test.as_slice()[j].key.clone(),
                     group: names[group_of[j]].clone(),
                     loss_now,
                     loss_then: loss_now + change,
                     change,
+                    low: end(&|banded| &banded.low),
+                    high: end(&|banded| &banded.high),
                     simulated_then,
                     true_then,
                     true_change: true_then.map(|t| t - loss_now),
@@ -266,6 +295,8 @@ fn mean(name: &str, rows: &[&Row]) -> Row {
         loss_now: of(&|r| r.loss_now),
         loss_then: of(&|r| r.loss_then),
         change: of(&|r| r.change),
+        low: of_some(&|r| r.low),
+        high: of_some(&|r| r.high),
         simulated_then: of(&|r| r.simulated_then),
         true_then: of_some(&|r| r.true_then),
         true_change: of_some(&|r| r.true_change),
@@ -274,6 +305,9 @@ fn mean(name: &str, rows: &[&Row]) -> Row {
 
 /// Tells where an answer says less than it seems to.
 fn caution(answer: &Answer) {
+    if let Some(distance) = answer.distance {
+        crate::simulate::caution_distance(distance);
+    }
     let rows = &answer.test_examples;
     if rows.iter().all(|row| row.change == 0.0) {
         eprintln!(
@@ -309,14 +343,11 @@ fn print(answer: &Answer, args: &WhatifArgs) -> Result<()> {
 }
 
 fn header(answer: &Answer) -> Vec<&'static str> {
-    let mut names = vec![
-        "name",
-        "group",
-        "loss now",
-        "loss then",
-        "change",
-        "simulated then",
-    ];
+    let mut names = vec!["name", "group", "loss now", "loss then", "change"];
+    if answer.level.is_some() {
+        names.extend(["low", "high"]);
+    }
+    names.push("simulated then");
     if answer.test_examples.iter().any(|r| r.true_then.is_some()) {
         names.extend(["true then", "true change"]);
     }
@@ -325,8 +356,10 @@ fn header(answer: &Answer) -> Vec<&'static str> {
 
 fn cells(row: &Row, number: impl Fn(f64) -> String) -> Vec<String> {
     let mut cells = vec![row.name.clone(), row.group.clone()];
-    let numbers = [row.loss_now, row.loss_then, row.change, row.simulated_then];
+    let numbers = [row.loss_now, row.loss_then, row.change];
     cells.extend(numbers.into_iter().map(&number));
+    cells.extend([row.low, row.high].into_iter().flatten().map(&number));
+    cells.push(number(row.simulated_then));
     cells.extend(
         [row.true_then, row.true_change]
             .into_iter()
@@ -347,6 +380,12 @@ fn print_table(answer: &Answer, all: bool) {
     );
     println!("Losses after the last step, {}.", answer.unit);
     println!("loss then = loss now + change; change = simulated edited − simulated unedited.\n");
+    if let (Some(level), Some(distance)) = (answer.level, answer.distance) {
+        println!(
+            "low and high: the {:.0} % band of loss then (of a group: the mean of its members' ends); distance from the recorded runs {distance:.1} times the usual one.\n",
+            100.0 * level
+        );
+    }
     println!("Mean per {}", answer.group_by);
     println!("{}", table(answer, &answer.groups));
     let mut rows = answer.test_examples.clone();

@@ -396,3 +396,36 @@ impl Problem {
         Some(remaining)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaving_a_fold_out_is_the_same_as_learning_without_it() {
+        let (count, width) = (14, 5);
+        let points: Vec<f64> = (0..count * width)
+            .map(|k| ((k * 37 % 23) as f64) / 11.0)
+            .collect();
+        let errors = DMatrix::from_fn(count, 2, |p, j| ((p * 7 + j * 3) % 5) as f64 - 2.0);
+        let folds: Vec<usize> = (0..count).map(|p| p % 3).collect();
+        let all: Vec<usize> = (0..count).collect();
+        let problem = Problem::new(&points, width, &folds, &errors, &all);
+        let setting = Setting {
+            exposure: 1.5,
+            clock: 0.7,
+            noise: 0.3,
+        };
+        let kernel = problem.kernel(&setting);
+        let fast = problem.left_out(&setting).unwrap();
+        for fold in 0..3 {
+            let (own, others): (Vec<usize>, Vec<usize>) =
+                all.iter().partition(|&&p| folds[p] == fold);
+            let learned = kernel.select_rows(&others).select_columns(&others);
+            let weights = learned.lu().solve(&errors.select_rows(&others)).unwrap();
+            let predicted = kernel.select_rows(&own).select_columns(&others) * weights;
+            let remaining = errors.select_rows(&own) - predicted;
+            assert!((fast.select_rows(&own) - remaining).amax() < 1e-10);
+        }
+    }
+}

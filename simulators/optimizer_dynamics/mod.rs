@@ -42,3 +42,6 @@ pub use bands::Support;
 pub use correction::CorrectionChoice;
 pub use params::{OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 pub use pushes::{Memory, SecondMoment};
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use crate::schema::{Column, Table};
 use crate::table_file::{self, Provenance, unreadable};
 use polars::prelude::*;
 use serde_json::{Value, json};
-use simfluence_core::{Examples, Trajectory};
+use simfluence_core::{Banded, Examples, Trajectory};
 use std::path::Path;
 
 /// Writes a trajectory as a long table, one row per measured loss: `step`, `test_id`, `key`,
@@ -30,6 +30,24 @@ use std::path::Path;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn write_trajectory(path: &Path, trajectory: &Trajectory, test: &Examples) -> Result<()> {
+    write(path, trajectory, &[], test)
+}
+
+/// As [`write_trajectory`], with the ends of the bands in the columns `low` and `high`.
+///
+/// # Errors
+/// As [`write_trajectory`].
+pub fn write_banded(path: &Path, banded: &Banded, test: &Examples) -> Result<()> {
+    let ends = [(Column::Low, &banded.low), (Column::High, &banded.high)];
+    write(path, &banded.simulated, &ends, test)
+}
+
+fn write(
+    path: &Path,
+    trajectory: &Trajectory,
+    ends: &[(Column, &Trajectory)],
+    test: &Examples,
+) -> Result<()> {
     let place = Place::file(path);
     if test.len() != trajectory.test_count() {
         let problem = crate::Problem::TestCount {
@@ -39,11 +57,16 @@ pub fn write_trajectory(path: &Path, trajectory: &Trajectory, test: &Examples) -
         };
         return Err(RecorderError::invalid(place, problem));
     }
-    let rows = Rows::of(trajectory);
+    let rows = Rows::of(trajectory, ends);
     match path.extension().and_then(|e| e.to_str()) {
         Some("parquet") => {
             let mut frame = rows.frame(test, &place)?;
-            table_file::write(path, &mut frame, &Provenance::of(Table::Trajectory))
+            let table = if ends.is_empty() {
+                Table::Trajectory
+            } else {
+                Table::BandedTrajectory
+            };
+            table_file::write(path, &mut frame, &Provenance::of(table))
         }
         Some("csv") => {
             let mut bytes = Vec::new();
@@ -68,14 +91,20 @@ struct Rows {
     steps: Vec<u32>,
     tests: Vec<u32>,
     losses: Vec<f32>,
+    ends: Vec<(Column, Vec<f32>)>,
 }
 
 impl Rows {
-    fn of(trajectory: &Trajectory) -> Self {
+    /// The measured losses; `ends` have the steps of the trajectory and every test example.
+    fn of(trajectory: &Trajectory, ends: &[(Column, &Trajectory)]) -> Self {
         let mut rows = Self {
             steps: Vec::new(),
             tests: Vec::new(),
             losses: Vec::new(),
+            ends: ends
+                .iter()
+                .map(|&(column, _)| (column, Vec::new()))
+                .collect(),
         };
         for (index, &step) in trajectory.steps().iter().enumerate() {
             for test in 0..trajectory.test_count() {
@@ -83,6 +112,9 @@ impl Rows {
                     rows.steps.push(step);
                     rows.tests.push(test as u32);
                     rows.losses.push(loss);
+                    for ((_, end), (_, values)) in ends.iter().zip(&mut rows.ends) {
+                        values.push(end.row(index)[test]);
+                    }
                 }
             }
         }
@@ -94,34 +126,45 @@ impl Rows {
         let tests = || self.tests.iter().map(|&t| &all[t as usize]);
         let keys: Vec<&str> = tests().map(|e| e.key.as_str()).collect();
         let datasets: Vec<&str> = tests().map(|e| e.dataset.as_str()).collect();
-        let columns = vec![
+        let mut columns = vec![
             polars::prelude::Column::new(Column::Step.column_name(), &self.steps),
             polars::prelude::Column::new(Column::TestId.column_name(), &self.tests),
             polars::prelude::Column::new(Column::Key.column_name(), keys),
             polars::prelude::Column::new(Column::Dataset.column_name(), datasets),
             polars::prelude::Column::new(Column::Loss.column_name(), &self.losses),
         ];
+        let ends = self.ends.iter();
+        columns.extend(
+            ends.map(|(column, values)| polars::prelude::Column::new(column.column_name(), values)),
+        );
         table_file::frame(columns, place)
     }
 
     fn json(&self, test: &Examples) -> Value {
-        let rows = self.steps.iter().zip(&self.tests).zip(&self.losses);
-        rows.map(|((step, &id), &loss)| {
-            let example = &test.as_slice()[id as usize];
-            let loss = if loss.is_finite() {
-                json!(loss)
+        let number = |value: f32| {
+            if value.is_finite() {
+                json!(value)
             } else {
-                json!(loss.to_string())
-            };
-            json!({
-                Column::Step.name(): step,
-                Column::TestId.name(): id,
-                Column::Key.name(): example.key,
-                Column::Dataset.name(): example.dataset,
-                Column::Loss.name(): loss,
+                json!(value.to_string())
+            }
+        };
+        (0..self.steps.len())
+            .map(|row| {
+                let id = self.tests[row];
+                let example = &test.as_slice()[id as usize];
+                let mut object = json!({
+                    Column::Step.name(): self.steps[row],
+                    Column::TestId.name(): id,
+                    Column::Key.name(): example.key,
+                    Column::Dataset.name(): example.dataset,
+                    Column::Loss.name(): number(self.losses[row]),
+                });
+                for (column, values) in &self.ends {
+                    object[column.name()] = number(values[row]);
+                }
+                object
             })
-        })
-        .collect()
+            .collect()
     }
 }
 
@@ -171,6 +214,27 @@ mod tests {
         let provenance = Provenance::of(Table::Trajectory);
         let frame = table_file::read(&path, &provenance, &Place::file(&path)).unwrap();
         assert_eq!(frame.height(), 3);
+    }
+
+    #[test]
+    fn bands_stand_beside_the_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |values| Trajectory::new(vec![0, 1], 1, values).unwrap();
+        let banded = Banded {
+            simulated: of(vec![2.0, 1.0]),
+            low: of(vec![2.0, 0.5]),
+            high: of(vec![2.0, 1.5]),
+            level: 0.9,
+            distance: 1.0,
+        };
+        let test = Examples::new(vec![Example::new("a", "x")]).unwrap();
+        let path = folder.path().join("t.csv");
+        write_banded(&path, &banded, &test).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "step,test_id,key,dataset,loss,low,high\n0,0,a,x,2.0,2.0,2.0\n1,0,a,x,1.0,0.5,1.5\n"
+        );
+        write_banded(&folder.path().join("t.parquet"), &banded, &test).unwrap();
     }
 
     #[test]

@@ -35,7 +35,7 @@ mod table_file;
 pub use check::{CheckProblem, CheckReport, Extent, RunSummary, check};
 pub use error::{Place, Problem, RecorderError, Result};
 pub use examples::fingerprint;
-pub use export::write_trajectory;
+pub use export::{write_banded, write_trajectory};
 pub use files::{read_artifact, write_artifact, write_atomically};
 pub use import::{ColumnNames, ImportReport, TableImport, import_gptdynamics, import_tables};
 pub use plan::{read_curriculum, read_plan, write_curriculum, write_plan};

@@ -23,6 +23,8 @@ pub enum Table {
     Curriculum,
     /// A trajectory as a long table, one row per measured loss.
     Trajectory,
+    /// A simulated trajectory with its bands.
+    BandedTrajectory,
 }
 
 impl Table {
@@ -36,6 +38,7 @@ impl Table {
             Self::Plan => "plan",
             Self::Curriculum => "curriculum",
             Self::Trajectory => "trajectory",
+            Self::BandedTrajectory => "banded_trajectory",
         }
     }
 
@@ -72,6 +75,7 @@ impl Table {
             ],
             Self::Losses => &[Step, Metric, TestIds, Values],
             Self::Trajectory => &[Step, TestId, Key, Dataset, Loss],
+            Self::BandedTrajectory => &[Step, TestId, Key, Dataset, Loss, Low, High],
         }
     }
 }
@@ -131,11 +135,15 @@ pub enum Column {
     EditLabel,
     /// A loss.
     Loss,
+    /// Lower end of the band of a loss.
+    Low,
+    /// Upper end of the band of a loss.
+    High,
 }
 
 impl Column {
     /// Every column.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::TrainId,
         Self::TestId,
         Self::Key,
@@ -159,6 +167,8 @@ impl Column {
         Self::Edit,
         Self::EditLabel,
         Self::Loss,
+        Self::Low,
+        Self::High,
     ];
 
     /// The name as it stands in files.
@@ -187,6 +197,8 @@ impl Column {
             Self::Edit => "edit",
             Self::EditLabel => "edit_label",
             Self::Loss => "loss",
+            Self::Low => "low",
+            Self::High => "high",
         }
     }
 
@@ -195,7 +207,9 @@ impl Column {
         match self {
             Self::TrainId | Self::TestId | Self::Step => DataType::UInt32,
             Self::Seed => DataType::UInt64,
-            Self::LearningRate | Self::GradNorm | Self::Loss => DataType::Float32,
+            Self::LearningRate | Self::GradNorm | Self::Loss | Self::Low | Self::High => {
+                DataType::Float32
+            }
             Self::Batch | Self::TestIds => list(DataType::UInt32),
             Self::BatchWeight | Self::BatchLoss | Self::Values => list(DataType::Float32),
             Self::BatchMicro => list(DataType::UInt16),
@@ -215,7 +229,7 @@ impl Column {
     /// The unit; empty for names and ids.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::BatchLoss | Self::Loss => "nats per target token",
+            Self::BatchLoss | Self::Loss | Self::Low | Self::High => "nats per target token",
             Self::Values => "nats per target token where the metric is loss",
             Self::BatchWeight => "share of the step's loss, sums to 1",
             Self::LearningRate => "optimiser's own",

@@ -1,0 +1,395 @@
+//! Tests of the whole simulator on runs whose truth is known.
+
+use super::model::{Model, Prepared, Shape};
+use super::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use simfluence_core::{
+    Curriculum, Fit, NoProgress, Optimizer, Run, RunInfo, RunStatus, Simulator, Step, Trajectory,
+};
+
+/// Training examples: 4 of each of three datasets.
+const GROUPS: [u32; 12] = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2];
+const TESTS: usize = 3;
+const STEPS: usize = 40;
+const MOMENTUM: Optimizer = Optimizer::Sgd {
+    momentum: 0.8,
+    dampening: 0.0,
+    nesterov: false,
+    weight_decay: 0.0,
+};
+
+/// Segments, each mostly of one dataset, at varying rates.
+fn curriculum(rng: &mut ChaCha8Rng) -> Curriculum {
+    let mut steps = Vec::new();
+    let rate = 1e-3 * (0.5 + 1.5 * rng.random::<f32>());
+    while steps.len() < STEPS {
+        let main = rng.random_range(0..3_u32);
+        for _ in 0..rng.random_range(4..12) {
+            let batch = (0..4)
+                .map(|_| {
+                    let group = if rng.random::<f64>() < 0.7 {
+                        main
+                    } else {
+                        rng.random_range(0..3)
+                    };
+                    4 * group + rng.random_range(0..4_u32)
+                })
+                .collect();
+            steps.push(Step::new(batch, Some(rate)));
+        }
+    }
+    steps.truncate(STEPS);
+    Curriculum::new(steps, GROUPS.len()).unwrap()
+}
+
+fn run(id: usize, curriculum: Curriculum, losses: Vec<f32>) -> Run {
+    let steps = (0..=curriculum.len() as u32).collect();
+    let mut info = RunInfo::new(RunStatus::Complete);
+    info.optimizer = Some(MOMENTUM);
+    Run {
+        id: format!("run-{id:03}"),
+        info,
+        batch_losses: vec![None; curriculum.len()],
+        trajectory: Trajectory::new(steps, TESTS, losses).unwrap(),
+        curriculum,
+    }
+}
+
+/// Every test example learns from its own dataset, in proportion to its residual, through a
+/// momentum of 0.8; dataset 2 also hurts test example 0.
+fn real(curriculum: &Curriculum, noise: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let mut losses = [4.0_f64, 3.5, 3.0];
+    let mut momentum = [0.0; 3];
+    let mut out: Vec<f32> = losses.iter().map(|&l| l as f32).collect();
+    for (t, step) in curriculum.steps().iter().enumerate() {
+        let mut share = [0.0; 3];
+        for (example, exposure) in step.exposures() {
+            share[GROUPS[example as usize] as usize] += exposure;
+        }
+        let rate = f64::from(step.learning_rate.unwrap()) / 1e-3;
+        for c in 0..3 {
+            momentum[c] = 0.8 * momentum[c] + 0.2 * share[c];
+        }
+        let corrected = momentum.map(|m| m / (1.0 - 0.8_f64.powi(t as i32 + 1)));
+        for j in 0..TESTS {
+            let residual = 1.0 - (-losses[j]).exp();
+            let hurt = if j == 0 { 0.03 * corrected[2] } else { 0.0 };
+            let shock = noise * (rng.random::<f64>() - 0.5);
+            losses[j] += rate * (hurt - 0.25 * corrected[j] * residual) + shock;
+            losses[j] = losses[j].max(0.0);
+        }
+        out.extend(losses.iter().map(|&l| l as f32));
+    }
+    out
+}
+
+fn runs(count: usize, noise: f64, seed: u64) -> Vec<Run> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count)
+        .map(|id| {
+            let curriculum = curriculum(&mut rng);
+            let losses = real(&curriculum, noise, &mut rng);
+            run(id, curriculum, losses)
+        })
+        .collect()
+}
+
+fn params() -> OptimizerDynamicsParams {
+    OptimizerDynamicsParams::new(GROUPS.to_vec())
+}
+
+fn fitted(params: OptimizerDynamicsParams, runs: &[Run]) -> OptimizerDynamicsSimulator {
+    let runs: Vec<&Run> = runs.iter().collect();
+    (params.check().unwrap())
+        .fit(&runs, GROUPS.len(), &NoProgress)
+        .unwrap()
+}
+
+/// Mean squared error over all steps of all runs.
+fn mse(simulator: &dyn Simulator, runs: &[Run]) -> f64 {
+    let errors = runs.iter().flat_map(|run| {
+        let simulated = simulator
+            .simulate(&run.curriculum, run.trajectory.initial().unwrap())
+            .unwrap();
+        let pairs = simulated.values().to_vec().into_iter();
+        pairs
+            .zip(run.trajectory.values().to_vec())
+            .skip(TESTS)
+            .map(|(a, b)| f64::from(a - b).powi(2))
+            .collect::<Vec<_>>()
+    });
+    let errors: Vec<f64> = errors.collect();
+    errors.iter().sum::<f64>() / errors.len() as f64
+}
+
+/// How much the real losses of runs vary around their mean.
+fn spread(runs: &[Run]) -> f64 {
+    let count = runs.len() as f64;
+    let values: Vec<&[f32]> = runs.iter().map(|run| run.trajectory.values()).collect();
+    let mean = |p: usize| values.iter().map(|v| f64::from(v[p])).sum::<f64>() / count;
+    let points = TESTS..values[0].len();
+    let square = |p: usize| {
+        let mean = mean(p);
+        let sum: f64 = values
+            .iter()
+            .map(|v| (f64::from(v[p]) - mean).powi(2))
+            .sum();
+        sum / count
+    };
+    points.clone().map(square).sum::<f64>() / points.len() as f64
+}
+
+#[test]
+fn runs_that_it_has_not_seen_are_simulated_far_better_than_by_their_mean() {
+    let simulator = fitted(params(), &runs(24, 0.02, 1));
+    let held_out = runs(8, 0.0, 2);
+    let (error, spread) = (mse(&simulator, &held_out), spread(&held_out));
+    assert!(error < 0.05 * spread, "{error} of {spread}");
+    assert_eq!(simulator.report().training_runs.len(), 24);
+    assert!(!simulator.report().sparse && !simulator.report().batch_losses);
+}
+
+/// Runs made by the closed loop itself, so that a fit without noise and (next to) no penalty
+/// must find it again.
+fn own_runs(count: usize) -> Vec<Run> {
+    let mut teacher = fitted(params().correction(false).rank(TESTS), &runs(24, 0.0, 3));
+    // What lies beyond the recorded range cannot be learned from these runs.
+    teacher.model.space.low.fill(f64::NEG_INFINITY);
+    teacher.model.space.high.fill(f64::INFINITY);
+    teacher.model.ceiling.fill(f64::INFINITY);
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    (0..count)
+        .map(|id| {
+            let curriculum = curriculum(&mut rng);
+            let simulated = teacher.simulate(&curriculum, &[4.0, 3.5, 3.0]).unwrap();
+            run(id, curriculum, simulated.values().to_vec())
+        })
+        .collect()
+}
+
+#[test]
+fn what_it_made_itself_is_found_again_also_from_few_evaluations() {
+    let all = own_runs(32);
+    let (train, held_out) = all.split_at(24);
+    let exact = || params().correction(false).rank(TESTS).penalties(vec![1e-7]);
+    let found = mse(&fitted(exact(), train), held_out);
+    // The spread of these runs is about 1; what remains is where held-out runs leave the range of
+    // the recorded ones.
+    assert!(found < 1e-5, "{found}");
+    for (every, parts) in [(2, 1), (4, 1), (1, 3)] {
+        let thin: Vec<Run> = train
+            .iter()
+            .map(|run| Run {
+                trajectory: run.trajectory.thinned(every, parts),
+                ..run.clone()
+            })
+            .collect();
+        let simulator = fitted(exact(), &thin);
+        assert!(simulator.report().sparse);
+        let error = mse(&simulator, held_out);
+        assert!(error < 1e-5, "every {every}, {parts} parts: {error}");
+    }
+}
+
+#[test]
+fn bands_hold_what_they_promise_on_new_runs_and_wider_ones_hold_more() {
+    let simulator = fitted(params(), &runs(24, 0.2, 5));
+    let held = |level: f64| {
+        let (mut held, mut count) = (0, 0);
+        for run in runs(40, 0.2, 6) {
+            let initial = run.trajectory.initial().unwrap();
+            let banded = simulator.simulate_banded(&run.curriculum, initial, level);
+            let banded = banded.unwrap().unwrap();
+            let real = run.trajectory.values();
+            for p in TESTS..real.len() {
+                let band = banded.low.values()[p]..=banded.high.values()[p];
+                held += usize::from(band.contains(&real[p]));
+                count += 1;
+            }
+        }
+        held as f64 / f64::from(count)
+    };
+    let (half, most) = (held(0.5), held(0.9));
+    assert!((0.86..0.97).contains(&most), "{most}");
+    assert!((0.40..0.68).contains(&half), "{half}");
+}
+
+#[test]
+fn a_curriculum_unlike_any_recorded_one_is_far() {
+    let simulator = fitted(params(), &runs(24, 0.02, 7));
+    let distance = |curriculum: &Curriculum| {
+        let banded = simulator.simulate_banded(curriculum, &[4.0, 3.5, 3.0], 0.9);
+        banded.unwrap().unwrap().distance
+    };
+    let usual = distance(&runs(1, 0.0, 8)[0].curriculum);
+    let steps = vec![Step::new(vec![0, 1, 2, 3], Some(8e-3)); STEPS];
+    let far = distance(&Curriculum::new(steps, GROUPS.len()).unwrap());
+    assert!(usual < 2.0, "{usual}");
+    assert!(far > 3.0 * usual, "{far} against {usual}");
+}
+
+#[test]
+fn its_file_comes_back_bit_for_bit() {
+    let simulator = fitted(params(), &runs(12, 0.05, 9));
+    let keys = |prefix: &str, count: usize| -> Vec<String> {
+        (0..count).map(|k| format!("{prefix}{k}")).collect()
+    };
+    let artifact = simulator
+        .to_artifact(&keys("i", GROUPS.len()), &keys("j", TESTS))
+        .unwrap();
+    let bytes = artifact.to_bytes().unwrap();
+    let read = simfluence_core::Artifact::from_bytes(&bytes).unwrap();
+    let back = crate::load(&read).unwrap();
+    let curriculum = &runs(1, 0.0, 10)[0].curriculum;
+    for level in [0.5, 0.9] {
+        assert_eq!(
+            back.simulate_banded(curriculum, &[4.0, 3.5, 3.0], level)
+                .unwrap(),
+            simulator
+                .simulate_banded(curriculum, &[4.0, 3.5, 3.0], level)
+                .unwrap()
+        );
+    }
+    let wrong = simulator.to_artifact(&keys("i", 3), &keys("j", TESTS));
+    assert!(wrong.unwrap_err().to_string().contains("3 training keys"));
+}
+
+#[test]
+fn the_same_runs_and_seed_give_the_same_simulator() {
+    let of = || {
+        let simulator = fitted(params(), &runs(12, 0.05, 11));
+        let curriculum = &runs(1, 0.0, 12)[0].curriculum;
+        simulator.simulate(curriculum, &[4.0, 3.5, 3.0]).unwrap()
+    };
+    assert_eq!(of(), of());
+}
+
+#[test]
+fn a_run_of_another_optimiser_and_a_missing_rate_are_refused_by_name() {
+    let mut given = runs(6, 0.0, 13);
+    let simulator = fitted(params(), &given);
+    given[4].info.optimizer = Some(Optimizer::default());
+    let refs: Vec<&Run> = given.iter().collect();
+    let error = (params().check().unwrap())
+        .fit(&refs, GROUPS.len(), &NoProgress)
+        .unwrap_err();
+    assert!(error.to_string().contains("run-004"), "{error}");
+    let bare = Curriculum::new(vec![Step::new(vec![0], None)], GROUPS.len()).unwrap();
+    let error = simulator.simulate(&bare, &[4.0, 3.5, 3.0]).unwrap_err();
+    assert!(error.to_string().contains("learning rate"), "{error}");
+    let error = params().check().unwrap().fit(&refs[..4], 3, &NoProgress);
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("12 training examples")
+    );
+}
+
+#[test]
+fn each_optimiser_has_its_own_memory() {
+    let of = |optimizer: Optimizer| Memory::of(Some(&optimizer));
+    assert_eq!(of(MOMENTUM).first, 0.8);
+    assert_eq!(of(MOMENTUM).second, SecondMoment::None);
+    let adam = of(Optimizer::default());
+    assert_eq!(adam.first, 0.9);
+    assert_eq!(
+        adam.second,
+        SecondMoment::Decay {
+            beta: 0.999,
+            corrected: true
+        }
+    );
+    assert_eq!(Memory::of(None), adam);
+}
+
+#[test]
+fn the_pushes_of_a_constant_gradient_are_the_optimisers_own_updates() {
+    use super::pushes::Pushes;
+    use super::readout::Readout;
+    use super::space::ResidualSpace;
+    let space = ResidualSpace {
+        rank: 1,
+        mean: vec![0.0],
+        axes: vec![0.0],
+        low: vec![0.0],
+        high: vec![0.0],
+    };
+    let readout = Readout {
+        groups: 1,
+        weights: Vec::new(),
+    };
+    let pushes = |second, exponent| {
+        let memory = Memory { first: 0.9, second };
+        let mut pushes = Pushes::new(memory, exponent, &space, &readout);
+        let mut out = vec![0.0; 6];
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            pushes.step(&[1.0], &[1.0], 2.0, &mut out);
+            all.push(out[..3].to_vec());
+        }
+        all
+    };
+    // SGD: the gradient itself at twice the reference rate, whatever the memory.
+    for push in pushes(SecondMoment::None, 0.5).concat() {
+        assert!((push - 2.0).abs() < 1e-12, "{push}");
+    }
+    // Adam: divided by the root of the corrected average of its square, which is 1 (and a floor).
+    let adam = SecondMoment::Decay {
+        beta: 0.999,
+        corrected: true,
+    };
+    for push in pushes(adam, 0.5).concat() {
+        assert!((push - 2.0 / 1.05_f64.sqrt()).abs() < 1e-12, "{push}");
+    }
+    // RMSProp does not correct its start: the first step is 1/√(1 − α) times as large.
+    let rmsprop = SecondMoment::Decay {
+        beta: 0.99,
+        corrected: false,
+    };
+    let first = pushes(rmsprop, 0.5)[0][0];
+    assert!(
+        (first - 2.0 / (1.05 * 0.01_f64).sqrt()).abs() < 1e-9,
+        "{first}"
+    );
+}
+
+#[test]
+fn datasets_that_are_no_longer_badly_predicted_push_less() {
+    // Batch losses say that dataset 0 is learned as soon as test example 0 is.
+    let mut given = runs(16, 0.0, 14);
+    for run in &mut given {
+        let losses = run.trajectory.values().to_vec();
+        for (t, step) in run.curriculum.steps().iter().enumerate() {
+            let member = |&i: &u32| losses[t * TESTS + GROUPS[i as usize] as usize];
+            run.batch_losses[t] = Some(step.batch.iter().map(member).collect());
+        }
+    }
+    let simulator = fitted(params(), &given);
+    assert!(simulator.report().batch_losses);
+    let shape = Shape {
+        memory: Memory::of(Some(&MOMENTUM)),
+        exponent: 0.0,
+        rank: 3,
+        groups: 3,
+    };
+    let prepared: Vec<Prepared> = given
+        .iter()
+        .map(|run| {
+            let inputs =
+                super::inputs::Inputs::new(&run.curriculum, &GROUPS, 3, Some(1e-3), "test");
+            Prepared::new(run, inputs.unwrap(), &GROUPS, 3)
+        })
+        .collect();
+    let (models, _) = Model::fit(&prepared.iter().collect::<Vec<_>>(), shape, &[1.0]);
+    let rho = |losses: [f64; 3]| {
+        let (mut z, mut rho) = (vec![0.0; 3], vec![0.0; 3]);
+        models[0].space.project(&losses, &mut z);
+        models[0].readout.residuals(&z, &mut rho);
+        rho
+    };
+    let truth = 1.0 - (-1.0_f64).exp();
+    let read = rho([1.0, 3.0, 3.0])[0];
+    assert!((read - truth).abs() < 0.05, "{read} for {truth}");
+}
