@@ -364,8 +364,15 @@ mod recording {
         fn step(&mut self, trained: &Trained<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
             let mut step = trained.update.clone();
             step.learning_rate = Some(trained.learning_rate);
-            let losses = trained.evaluation.map(|e| Losses::All(e.losses.clone()));
-            let residuals = trained.evaluation.map(|e| Losses::All(e.residuals.clone()));
+            let of = |e: &Evaluation, values: &[f32]| match &e.test_ids {
+                None => Losses::All(values.to_vec()),
+                Some(ids) => Losses::Subset {
+                    test_ids: ids.clone(),
+                    values: values.to_vec(),
+                },
+            };
+            let losses = trained.evaluation.map(|e| of(e, &e.losses));
+            let residuals = trained.evaluation.map(|e| of(e, &e.residuals));
             self.recorder.log_step(&StepRecord {
                 batch_loss: Some(trained.batch_losses.to_vec()),
                 grad_norm: Some(trained.gradient_norm),

@@ -46,7 +46,9 @@ impl Source {
     pub fn of(open: &OpenRuns, run: &Run) -> Self {
         let mut training = run.info.extra.get("training").cloned().unwrap_or_default();
         if let Some(settings) = training.as_object_mut() {
-            settings.retain(|name, _| !["eval_every", "checkpoint_every"].contains(&name.as_str()));
+            settings.retain(|name, _| {
+                !["eval_every", "eval_parts", "checkpoint_every"].contains(&name.as_str())
+            });
         }
         let recorded = Retraining {
             what: "recorded".to_owned(),

@@ -101,6 +101,9 @@ pub struct TrainingSettings {
     /// The test losses are measured after every step that this divides, and after the last one;
     /// default 1.
     pub eval_every: u32,
+    /// Each evaluation but the first and the last measures only one of so many parts of the test
+    /// examples in turn (`j mod eval_parts`); default 1: all of them.
+    pub eval_parts: u32,
     /// Test examples evaluated at once, default 64. Memory and speed only; but sums are ordered
     /// by it, so that the last bits of a loss may depend on it.
     pub eval_batch_size: u32,
@@ -121,6 +124,7 @@ impl Default for TrainingSettings {
             steps: 96,
             gradient_clip: None,
             eval_every: 1,
+            eval_parts: 1,
             eval_batch_size: 64,
             threads: 1,
             checkpoint_every: None,
@@ -138,6 +142,7 @@ impl TrainingSettings {
             ("batch_size", self.batch_size),
             ("steps", self.steps),
             ("eval_every", self.eval_every),
+            ("eval_parts", self.eval_parts),
             ("eval_batch_size", self.eval_batch_size),
             ("threads", self.threads),
             ("checkpoint_every", self.checkpoint_every.unwrap_or(1)),
@@ -158,6 +163,12 @@ impl TrainingSettings {
     /// Whether the test losses are measured after step `step` of `steps`.
     pub fn evaluates_at(&self, step: u32, steps: u32) -> bool {
         step == steps || step.is_multiple_of(self.eval_every)
+    }
+
+    /// Which part of the test examples is measured after step `step` of `steps`; `None`: all.
+    pub fn part_at(&self, step: u32, steps: u32) -> Option<u32> {
+        let partly = self.eval_parts > 1 && step != steps;
+        partly.then(|| (step / self.eval_every) % self.eval_parts)
     }
 
     /// Whether a checkpoint is due after step `step` of `steps`.

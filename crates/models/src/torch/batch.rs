@@ -155,9 +155,11 @@ impl Answers {
     }
 }
 
-/// The losses of all test examples at one moment, in their order.
+/// The losses of test examples at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Evaluation {
+    /// The test examples that were measured; `None`: all, in their order.
+    pub test_ids: Option<Vec<u32>>,
     /// Mean negative log-likelihood per answer token, nats.
     pub losses: Vec<f32>,
     /// Mean over the answer tokens of `1 − p(token)`.
@@ -357,6 +359,7 @@ impl PreparedEvaluation {
     /// The losses of all examples, without gradients.
     pub(super) fn evaluate(&self, model: &Transformer) -> Evaluation {
         let mut evaluation = Evaluation {
+            test_ids: None,
             losses: vec![0.0; self.count],
             residuals: vec![0.0; self.count],
         };

@@ -252,11 +252,11 @@ pub fn fine_tune(
     settings.check()?;
     check_input(base.architecture(), train, test, curriculum)?;
     let mut run = Run::new(base, settings, seed, device.open()?);
-    let evaluation = test.prepare(Place::of(&run.model));
+    let evaluation = Evaluations::new(test, settings, Place::of(&run.model));
     match resume {
         Some(artifact) => run.resume(artifact, curriculum.len())?,
         None => {
-            let initial = evaluation.evaluate(&run.model);
+            let initial = evaluation.all.evaluate(&run.model);
             observer.initial(&initial).map_err(|e| observed(0, e))?;
         }
     }
@@ -273,10 +273,51 @@ pub fn fine_tune(
     Ok(run.model.weights()?)
 }
 
+/// The test examples as tensors, all of them and in parts.
+struct Evaluations {
+    all: PreparedEvaluation,
+    parts: Vec<(Vec<u32>, PreparedEvaluation)>,
+}
+
+impl Evaluations {
+    fn new(test: &EvaluationSet, settings: &TrainingSettings, place: Place) -> Self {
+        let part = |part: u32| {
+            let ids: Vec<u32> = (0..test.len() as u32)
+                .filter(|id| id % settings.eval_parts == part)
+                .collect();
+            let members = ids.iter().map(|&id| test.examples()[id as usize].clone());
+            let set = EvaluationSet::new(members.collect(), settings.eval_batch_size);
+            (ids, set.prepare(place))
+        };
+        let parts = if settings.eval_parts > 1 {
+            settings.eval_parts
+        } else {
+            0
+        };
+        Self {
+            all: test.prepare(place),
+            parts: (0..parts).map(part).collect(),
+        }
+    }
+
+    fn evaluate(&self, part: Option<u32>, model: &Transformer) -> Evaluation {
+        match part {
+            None => self.all.evaluate(model),
+            Some(part) => {
+                let (ids, prepared) = &self.parts[part as usize];
+                Evaluation {
+                    test_ids: Some(ids.clone()),
+                    ..prepared.evaluate(model)
+                }
+            }
+        }
+    }
+}
+
 fn one_step(
     run: &mut Run<'_>,
     train: &[TokenizedExample],
-    evaluation: &PreparedEvaluation,
+    evaluation: &Evaluations,
     update: &Step,
     steps: usize,
     observer: &mut dyn TrainingObserver,
@@ -290,7 +331,8 @@ fn one_step(
     let learning_rate =
         (update.learning_rate).unwrap_or_else(|| settings.learning_rate_at(step, steps));
     let done = run.update(&batch, &shares, f64::from(learning_rate));
-    let evaluation = (settings.evaluates_at(step, steps)).then(|| evaluation.evaluate(&run.model));
+    let evaluation = (settings.evaluates_at(step, steps))
+        .then(|| evaluation.evaluate(settings.part_at(step, steps), &run.model));
     let record = StepRecord {
         step,
         update,
@@ -363,6 +405,8 @@ impl Retrain for FineTuning {
             progress,
             steps: Vec::new(),
             losses: Vec::new(),
+            measured: Vec::new(),
+            tests: self.test.len(),
         };
         progress.begin("retraining steps", curriculum.len() as u64);
         fine_tune(
@@ -377,10 +421,11 @@ impl Retrain for FineTuning {
             None,
         )?;
         progress.end();
-        Ok(Trajectory::new(
+        Ok(Trajectory::with_missing(
             collector.steps,
             self.test.len(),
             collector.losses,
+            collector.measured,
         )?)
     }
 }
@@ -389,19 +434,40 @@ struct Collector<'a> {
     progress: &'a dyn Progress,
     steps: Vec<u32>,
     losses: Vec<f32>,
+    measured: Vec<bool>,
+    tests: usize,
+}
+
+impl Collector<'_> {
+    fn take(&mut self, step: u32, evaluation: &Evaluation) {
+        self.steps.push(step);
+        let start = self.losses.len();
+        match &evaluation.test_ids {
+            None => {
+                self.losses.extend(&evaluation.losses);
+                self.measured.resize(start + self.tests, true);
+            }
+            Some(ids) => {
+                self.losses.resize(start + self.tests, 0.0);
+                self.measured.resize(start + self.tests, false);
+                for (&id, &loss) in ids.iter().zip(&evaluation.losses) {
+                    self.losses[start + id as usize] = loss;
+                    self.measured[start + id as usize] = true;
+                }
+            }
+        }
+    }
 }
 
 impl TrainingObserver for Collector<'_> {
     fn initial(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
-        self.steps.push(0);
-        self.losses.extend(&evaluation.losses);
+        self.take(0, evaluation);
         Ok(())
     }
 
     fn step(&mut self, record: &StepRecord<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
         if let Some(evaluation) = record.evaluation {
-            self.steps.push(record.step);
-            self.losses.extend(&evaluation.losses);
+            self.take(record.step, evaluation);
         }
         self.progress.advance(1);
         Ok(())
@@ -715,6 +781,36 @@ mod tests {
                 assert_eq!(thread.join().unwrap(), alone);
             }
         });
+    }
+
+    #[test]
+    fn evaluating_in_parts_measures_the_same_losses_in_turn() {
+        let tuning = |eval_parts| FineTuning {
+            base: base(0.0),
+            train: examples(4),
+            test: EvaluationSet::new(examples(7), 3),
+            settings: TrainingSettings {
+                eval_every: 2,
+                eval_parts,
+                ..settings(Optimizer::default())
+            },
+            device: Device::Cpu,
+        };
+        let curriculum = Curriculum::new(vec![Step::new(vec![1, 2], Some(1e-2)); 9], 4).unwrap();
+        let run = |parts| {
+            let trained = tuning(parts).retrain(&curriculum, 0, &NoProgress);
+            trained.unwrap()
+        };
+        let (all, parts) = (run(1), run(3));
+        assert_eq!(parts.steps(), [0, 2, 4, 6, 8, 9]);
+        for (row, expected) in [7, 2, 2, 3, 2, 7].into_iter().enumerate() {
+            let measured = (0..7).filter(|&test| parts.get(row, test).is_some());
+            assert_eq!(measured.clone().count(), expected, "row {row}");
+            for test in measured {
+                let difference = parts.get(row, test).unwrap() - all.get(row, test).unwrap();
+                assert!(difference.abs() < 1e-5, "row {row}, test example {test}");
+            }
+        }
     }
 
     #[test]
