@@ -798,6 +798,9 @@ pub struct CompareArgs {
     /// Bootstrap resamples of the intervals.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..))]
     pub resamples: u32,
+    /// Show what each ingredient of optimizer-dynamics is worth: a row without each.
+    #[arg(long)]
+    pub ablate: bool,
     /// Fit as if training runs had been measured only at every K-th of their evaluations.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub thin_steps: u32,

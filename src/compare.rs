@@ -19,6 +19,7 @@ use simfluence_evaluation::{
 use simfluence_recorder::{read_artifact, write_atomically};
 use simfluence_simulators::additive::{FitAdditive, FitCalibrated, Gain};
 use simfluence_simulators::baselines::{FitMeanRun, NoLearning};
+use simfluence_simulators::optimizer_dynamics::Ingredient;
 use simfluence_simulators::simfluence::Variant;
 use std::path::Path;
 
@@ -132,13 +133,24 @@ fn fit_all(
     fitted.push(named(Box::new(mean_run?), cost));
     let method = CompareMethod::Fitted(FitMethod::OptimizerDynamics);
     if wants(args, method, true) {
-        let (fit, cost) = measured(|| {
-            crate::fit::optimizer_dynamics(open, &split.train, args.split.seed, progress)
-        });
-        match fit {
-            Ok(fit) => fitted.push(named(Box::new(fit), cost)),
+        let fit = |without| {
+            let (fit, cost) = measured(|| {
+                let (train, seed) = (&split.train, args.split.seed);
+                crate::fit::optimizer_dynamics(open, train, seed, without, progress)
+            });
+            fit.map(|fit| named(Box::new(fit), cost))
+        };
+        match fit(None) {
+            Ok(row) => fitted.push(row),
             Err(error) if !is_named(args, method) => left_out(method, &error),
             Err(error) => return Err(error),
+        }
+        if args.ablate {
+            for ingredient in Ingredient::ALL {
+                let name = format!("without {}", ingredient.name());
+                let row = fit(Some(ingredient))?;
+                fitted.push(Fitted { name, ..row });
+            }
         }
     }
     for (variant, method) in SIMFLUENCE {

@@ -7,7 +7,7 @@ use simfluence_core::{Fit, Progress, Run};
 use simfluence_recorder::write_artifact;
 use simfluence_simulators::baselines::FitMeanRun;
 use simfluence_simulators::optimizer_dynamics::{
-    OptimizerDynamicsParams, OptimizerDynamicsReport, OptimizerDynamicsSimulator,
+    Ingredient, OptimizerDynamicsParams, OptimizerDynamicsReport, OptimizerDynamicsSimulator,
 };
 use simfluence_simulators::simfluence::{
     FitReport, Lambda, Objective, Penalty, PenaltySearch, Shrinkage, SimfluenceParams,
@@ -26,16 +26,21 @@ pub fn with_defaults(
     Ok(params.fit(train, open.train_count(), progress)?)
 }
 
-/// Optimiser dynamics with the default settings; datasets are those of the training examples.
+/// Optimiser dynamics with the default settings, without one ingredient where asked; datasets are those of the training examples.
 pub fn optimizer_dynamics(
     open: &OpenRuns,
     train: &[&Run],
     seed: u64,
+    without: Option<Ingredient>,
     progress: &dyn Progress,
 ) -> Result<OptimizerDynamicsSimulator> {
     let (_, groups) = open.set.train_examples().groups("dataset");
     let groups = groups.into_iter().map(|g| g as u32).collect();
-    let params = OptimizerDynamicsParams::new(groups).seed(seed).check()?;
+    let mut params = OptimizerDynamicsParams::new(groups).seed(seed);
+    if let Some(ingredient) = without {
+        params = params.without(ingredient);
+    }
+    let params = params.check()?;
     Ok(params.fit(train, open.train_count(), progress)?)
 }
 
@@ -59,7 +64,8 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
             return Ok(());
         }
         FitMethod::OptimizerDynamics => {
-            let simulator = optimizer_dynamics(&open, &split.train, args.split.seed, progress)?;
+            let simulator =
+                optimizer_dynamics(&open, &split.train, args.split.seed, None, progress)?;
             write_artifact(&args.out, &simulator.to_artifact(&train_keys, &test_keys)?)?;
             return report_dynamics(args, simulator.report());
         }

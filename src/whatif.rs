@@ -91,6 +91,7 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
                 &open,
                 &split.train,
                 args.split.seed,
+                None,
                 progress,
             )?)
         }

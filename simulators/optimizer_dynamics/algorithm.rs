@@ -5,7 +5,7 @@ use super::correction::{Correction, CorrectionChoice, LeftOutPoint, Missed};
 use super::inputs::Inputs;
 use super::mean_change::MeanChange;
 use super::model::{Model, Prepared, Shape};
-use super::params::{OptimizerDynamicsParams, OptimizerDynamicsValidParams};
+use super::params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 use super::path::Path;
 use super::pushes::{Memory, SecondMoment};
 use crate::simfluence::LeftOut;
@@ -249,8 +249,14 @@ impl Fit for OptimizerDynamicsValidParams {
             })?;
         check_runs(&kept, first)?;
         let group_count = params.groups.iter().max().map_or(0, |&g| g as usize + 1);
-        let memory = Memory::of(first.info.optimizer.as_ref());
-        let reference_rate = reference_rate(&kept);
+        let mut memory = Memory::of(first.info.optimizer.as_ref());
+        if !params.has(Ingredient::Memory) {
+            memory.first = 0.0;
+        }
+        if !params.has(Ingredient::Normalisation) {
+            memory.second = SecondMoment::None;
+        }
+        let reference_rate = reference_rate(&kept).filter(|_| params.has(Ingredient::LearningRate));
         let prepared: Vec<Prepared> = kept
             .iter()
             .map(|run| {
@@ -268,6 +274,8 @@ impl Fit for OptimizerDynamicsValidParams {
                 exponent,
                 groups: group_count,
                 rank: params.rank.unwrap_or(group_count.clamp(RANKS.0, RANKS.1)),
+                saturation: params.has(Ingredient::Saturation),
+                state: params.has(Ingredient::State),
             })
             .collect();
         let (candidates, chosen) = choose(&prepared, &folds, &shapes, &params.penalties, progress);
@@ -278,14 +286,15 @@ impl Fit for OptimizerDynamicsValidParams {
         let model = models.pop().expect("one model per penalty");
         let horizons = horizons(&kept);
         let tests = first.trajectory.test_count();
+        let corrected = params.has(Ingredient::Correction);
         let fit_correction = |missed: &[Missed<'_>]| {
-            Correction::fit(missed, &horizons, group_count, tests, params.correction)
+            Correction::fit(missed, &horizons, group_count, tests, corrected)
         };
         let closed = closed_loop_missed(&prepared, &paths, &folds, shape, chosen.penalty);
         let (correction, correction_choice, mut points) = fit_correction(&closed);
         let (mean_correction, mean_choice, mean_points) =
             fit_correction(&mean_missed(&prepared, &paths, &folds));
-        let weight = if params.correction {
+        let weight = if corrected && params.has(Ingredient::Stacking) {
             stack(&mut points, &mean_points)
         } else {
             1.0

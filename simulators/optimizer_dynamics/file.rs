@@ -20,7 +20,9 @@ const FORMAT_VERSION: u32 = 1;
 struct Sizes {
     groups: usize,
     components: usize,
+    /// Pushes with own terms.
     pushes: usize,
+    features: usize,
     readout: usize,
     points: usize,
     coordinates: usize,
@@ -70,6 +72,7 @@ impl OptimizerDynamicsSimulator {
             groups: self.group_count,
             components: model.space.rank,
             pushes: model.increments.pushes,
+            features: model.increments.features,
             readout: model.readout.weights.len(),
             points: self.correction.points.len() / self.correction.mean.len(),
             coordinates: self.correction.mean.len(),
@@ -134,7 +137,7 @@ impl OptimizerDynamicsSimulator {
                 None => Ok(values.to_vec()),
             }
         };
-        let features = sizes.pushes * (1 + sizes.components);
+        let features = sizes.features;
         let model = Model {
             memory: report.memory,
             exponent: report.chosen.exponent,
@@ -158,9 +161,11 @@ impl OptimizerDynamicsSimulator {
             },
             ceiling: table("ceiling", &[m])?,
         };
-        let expected = report.memory.decays().len() * sizes.groups;
+        let pushes = report.memory.decays().len() * sizes.groups;
+        let with_state = (pushes, pushes * (1 + sizes.components));
+        let shapes = [with_state, (0, pushes)];
         let readout = [0, sizes.groups * (1 + sizes.components)];
-        if sizes.pushes != expected || !readout.contains(&sizes.readout) {
+        if !shapes.contains(&(sizes.pushes, sizes.features)) || !readout.contains(&sizes.readout) {
             return Err(OptimizerDynamicsError::Malformed(
                 "the sizes of the tables do not fit each other; the file is damaged".to_owned(),
             ));

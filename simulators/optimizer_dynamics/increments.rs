@@ -8,7 +8,7 @@ use rayon::prelude::*;
 /// `ΔL_j = Φ · a_j + (F · b_j) L_j`, with the pushes `F` and `Φ = [F, F ⊗ z]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Increments {
-    /// Number of pushes.
+    /// Number of pushes with own terms: all, or none.
     pub(super) pushes: usize,
     /// Number of features `Φ`.
     pub(super) features: usize,
@@ -116,7 +116,7 @@ impl Shared {
         let rows = gaps.len().max(1) as f64;
         let square = |f: usize| phi.column(f).norm_squared() / rows;
         let mut scale: Vec<f64> = (0..features).map(|f| square(f).sqrt().max(1e-12)).collect();
-        if features > pushes {
+        if pushes > 0 && features > pushes {
             let mean = (pushes..features).map(square).sum::<f64>() / (features - pushes) as f64;
             scale[pushes..].fill(mean.sqrt().max(1e-12));
         }

@@ -40,7 +40,7 @@ pub use algorithm::{
 };
 pub use bands::Support;
 pub use correction::CorrectionChoice;
-pub use params::{OptimizerDynamicsParams, OptimizerDynamicsValidParams};
+pub use params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 pub use pushes::{Memory, SecondMoment};
 
 #[cfg(test)]

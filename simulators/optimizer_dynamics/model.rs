@@ -60,6 +60,10 @@ pub(super) struct Shape {
     pub(super) exponent: f64,
     pub(super) rank: usize,
     pub(super) groups: usize,
+    /// Whether pushes fall with the residuals of the datasets.
+    pub(super) saturation: bool,
+    /// Whether effects depend on the state and the own loss.
+    pub(super) state: bool,
 }
 
 /// A fitted closed loop.
@@ -109,7 +113,7 @@ impl Model {
         let mut observed = Vec::new();
         for (run, path) in runs.iter().zip(paths) {
             for (step, batch) in run.batches.iter().enumerate() {
-                if let Some(residuals) = batch {
+                if let (Some(residuals), true) = (batch, shape.saturation) {
                     let mut z = vec![0.0; space.rank];
                     space.project(path.row(step), &mut z);
                     observed.push(ObservedBatch {
@@ -120,13 +124,17 @@ impl Model {
             }
         }
         let readout = Readout::fit(&observed, shape.groups);
-        let pushes = Pushes::count(shape.memory, shape.groups);
+        let own = if shape.state {
+            Pushes::count(shape.memory, shape.groups)
+        } else {
+            0
+        };
         let featured: Vec<Featured<'_>> = runs
             .par_iter()
             .zip(paths)
             .map(|(run, path)| Featured {
                 path,
-                phi: features(shape, &space, &readout, run, path),
+                phi: self::features(shape, &space, &readout, run, path),
             })
             .collect();
         let mut ceiling = vec![0.0_f64; space.mean.len()];
@@ -137,7 +145,7 @@ impl Model {
                 }
             }
         }
-        Increments::fit(&featured, pushes, penalties)
+        Increments::fit(&featured, own, penalties)
             .into_iter()
             .map(|increments| Self {
                 memory: shape.memory,
@@ -157,6 +165,8 @@ impl Model {
             exponent: self.exponent,
             rank: self.space.rank,
             groups: self.readout.groups,
+            saturation: !self.readout.weights.is_empty(),
+            state: self.increments.pushes > 0,
         };
         let phi = features(shape, &self.space, &self.readout, run, path);
         let m = self.ceiling.len();
@@ -178,11 +188,12 @@ impl Model {
         let mut losses = initial.to_vec();
         let mut out = Vec::with_capacity((inputs.len() + 1) * m);
         out.extend_from_slice(&losses);
-        let mut phi = vec![0.0; self.increments.features];
+        let mut phi = vec![0.0; pushes.width()];
+        let used = self.increments.features;
         let mut scratch = vec![0.0; 2 * m];
         for step in 0..inputs.len() {
             pushes.step(&losses, inputs.shares(step), inputs.rate(step), &mut phi);
-            self.increments.apply(&phi, &mut losses, &mut scratch);
+            (self.increments).apply(&phi[..used], &mut losses, &mut scratch);
             for (loss, &ceiling) in losses.iter_mut().zip(&self.ceiling) {
                 *loss = loss.clamp(0.0, ceiling);
             }
@@ -200,10 +211,14 @@ fn features(
     run: &Prepared,
     path: &Path,
 ) -> DMatrix<f64> {
-    let count = Pushes::count(shape.memory, shape.groups) * (1 + space.rank);
     let mut pushes = Pushes::new(shape.memory, shape.exponent, space, readout);
-    let mut phi = DMatrix::<f64>::zeros(run.inputs.len(), count);
-    let mut row = vec![0.0; count];
+    let mut row = vec![0.0; pushes.width()];
+    let used = if shape.state {
+        row.len()
+    } else {
+        Pushes::count(shape.memory, shape.groups)
+    };
+    let mut phi = DMatrix::<f64>::zeros(run.inputs.len(), used);
     for step in 0..run.inputs.len() {
         let inputs = &run.inputs;
         pushes.step(
@@ -212,7 +227,7 @@ fn features(
             inputs.rate(step),
             &mut row,
         );
-        for (f, &x) in row.iter().enumerate() {
+        for (f, &x) in row[..used].iter().enumerate() {
             phi[(step, f)] = x;
         }
     }

@@ -4,6 +4,52 @@
 use super::OptimizerDynamicsError;
 use serde::{Deserialize, Serialize};
 
+/// What the simulator is made of; each part can be left out, to see what it is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ingredient {
+    /// Pushes grow with the learning rate of the step.
+    LearningRate,
+    /// Moving averages of the pushes.
+    Memory,
+    /// The second moment of the optimiser.
+    Normalisation,
+    /// Pushes fall with the residuals of the datasets.
+    Saturation,
+    /// Effects of pushes depend on the state and on the own loss.
+    State,
+    /// The Gaussian process over curricula (and with it the stacking).
+    Correction,
+    /// The mean run as second member.
+    Stacking,
+}
+
+impl Ingredient {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::LearningRate,
+        Self::Memory,
+        Self::Normalisation,
+        Self::Saturation,
+        Self::State,
+        Self::Correction,
+        Self::Stacking,
+    ];
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LearningRate => "learning rate",
+            Self::Memory => "memory",
+            Self::Normalisation => "normalisation",
+            Self::Saturation => "saturation",
+            Self::State => "state",
+            Self::Correction => "correction",
+            Self::Stacking => "stacking",
+        }
+    }
+}
+
 /// Settings that have not been checked yet.
 ///
 /// | setting | default | range |
@@ -11,7 +57,7 @@ use serde::{Deserialize, Serialize};
 /// | `penalties` | 3, 10, 30, 100, 300, 1 000 | above 0, at least one |
 /// | `exponents` | 0.25, 0.5 (none for SGD, which does not normalise) | 0 to 1, at least one |
 /// | `rank` | number of datasets, 2 to 8 | at least 1 |
-/// | `correction` | yes | yes, no |
+/// | `without` | nothing | any of [`Ingredient::ALL`] |
 /// | `folds` | 5 | at least 2 |
 /// | `seed` | 0 | any |
 ///
@@ -31,7 +77,8 @@ pub struct OptimizerDynamicsParams {
     pub(super) penalties: Vec<f64>,
     pub(super) exponents: Vec<f64>,
     pub(super) rank: Option<usize>,
-    pub(super) correction: bool,
+    #[serde(default)]
+    pub(super) without: Vec<Ingredient>,
     pub(super) folds: usize,
     pub(super) seed: u64,
 }
@@ -44,7 +91,7 @@ impl OptimizerDynamicsParams {
             penalties: vec![3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0],
             exponents: vec![0.25, 0.5],
             rank: None,
-            correction: true,
+            without: Vec::new(),
             folds: 5,
             seed: 0,
         }
@@ -71,11 +118,15 @@ impl OptimizerDynamicsParams {
         self
     }
 
-    /// Whether what is left of left-out runs is learned, too.
+    /// Leaves an ingredient out.
     #[must_use]
-    pub fn correction(mut self, correction: bool) -> Self {
-        self.correction = correction;
+    pub fn without(mut self, ingredient: Ingredient) -> Self {
+        self.without.push(ingredient);
         self
+    }
+
+    pub(super) fn has(&self, ingredient: Ingredient) -> bool {
+        !self.without.contains(&ingredient)
     }
 
     /// Folds of the leave-run-out rollouts.

@@ -124,6 +124,11 @@ impl<'a> Pushes<'a> {
         memory.decays().len() * group_count
     }
 
+    /// Number of values that a step gives.
+    pub(super) fn width(&self) -> usize {
+        self.first.len() * (1 + self.space.rank)
+    }
+
     /// The pushes `F` of a step at the losses before it, then `F ⊗ z`.
     pub(super) fn step(&mut self, losses: &[f64], shares: &[f64], rate: f64, out: &mut [f64]) {
         let groups = shares.len();

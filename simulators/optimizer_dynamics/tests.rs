@@ -153,7 +153,10 @@ fn runs_that_it_has_not_seen_are_simulated_far_better_than_by_their_mean() {
 /// Runs made by the closed loop itself, so that a fit without noise and (next to) no penalty
 /// must find it again.
 fn own_runs(count: usize) -> Vec<Run> {
-    let mut teacher = fitted(params().correction(false).rank(TESTS), &runs(24, 0.0, 3));
+    let mut teacher = fitted(
+        params().without(Ingredient::Correction).rank(TESTS),
+        &runs(24, 0.0, 3),
+    );
     // What lies beyond the recorded range cannot be learned from these runs.
     teacher.model.space.low.fill(f64::NEG_INFINITY);
     teacher.model.space.high.fill(f64::INFINITY);
@@ -172,7 +175,12 @@ fn own_runs(count: usize) -> Vec<Run> {
 fn what_it_made_itself_is_found_again_also_from_few_evaluations() {
     let all = own_runs(32);
     let (train, held_out) = all.split_at(24);
-    let exact = || params().correction(false).rank(TESTS).penalties(vec![1e-7]);
+    let exact = || {
+        params()
+            .without(Ingredient::Correction)
+            .rank(TESTS)
+            .penalties(vec![1e-7])
+    };
     let found = mse(&fitted(exact(), train), held_out);
     // The spread of these runs is about 1; what remains is where held-out runs leave the range of
     // the recorded ones.
@@ -253,6 +261,32 @@ fn its_file_comes_back_bit_for_bit() {
     }
     let wrong = simulator.to_artifact(&keys("i", 3), &keys("j", TESTS));
     assert!(wrong.unwrap_err().to_string().contains("3 training keys"));
+}
+
+#[test]
+fn every_ingredient_can_be_left_out_and_the_rest_still_comes_back_from_its_file() {
+    let given = runs(12, 0.05, 15);
+    let curriculum = &runs(1, 0.0, 16)[0].curriculum;
+    let initial = [4.0, 3.5, 3.0];
+    let whole = fitted(params(), &given);
+    let whole = whole.simulate(curriculum, &initial).unwrap();
+    for ingredient in Ingredient::ALL {
+        let simulator = fitted(params().without(ingredient), &given);
+        let simulated = simulator.simulate(curriculum, &initial).unwrap();
+        // These runs are SGD's, have no batch losses, and the mean run may weigh nothing.
+        let idle = [
+            Ingredient::Normalisation,
+            Ingredient::Saturation,
+            Ingredient::Stacking,
+        ];
+        if !idle.contains(&ingredient) {
+            assert_ne!(simulated, whole, "{ingredient:?}");
+        }
+        let keys = |count: usize| -> Vec<String> { (0..count).map(|k| k.to_string()).collect() };
+        let artifact = simulator.to_artifact(&keys(12), &keys(TESTS)).unwrap();
+        let back = crate::load(&artifact).unwrap();
+        assert_eq!(back.simulate(curriculum, &initial).unwrap(), simulated);
+    }
 }
 
 #[test]
@@ -373,6 +407,8 @@ fn datasets_that_are_no_longer_badly_predicted_push_less() {
         exponent: 0.0,
         rank: 3,
         groups: 3,
+        saturation: true,
+        state: true,
     };
     let prepared: Vec<Prepared> = given
         .iter()
