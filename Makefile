@@ -20,7 +20,7 @@ endif
 CARGO_FLAGS := --release --features torch
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/simfluence
 
-.PHONY: demo test bench check setup build clean-demo
+.PHONY: demo test bench check setup build clean-demo what-if
 
 demo: build
 	@./data/demo.sh $(BIN) $(DEMO) $(JOBS)
@@ -34,6 +34,11 @@ bench: setup
 	cargo bench --features torch --workspace --bench run_sets --bench fit_and_simulate --bench scores
 	./benches/peers/run.sh
 	./benches/peers/attribution/run.sh --ratios
+
+# The tables of what-if answers in docs/results.md: make what-if NEWS=ag_news_test.csv
+WHAT_IF ?= what-if-runs
+what-if: build
+	@./benches/what_if/run.sh $(WHAT_IF) $(NEWS) $(JOBS) $(BIN)
 
 # Formatting, lints and docs with warnings denied, and the build without LibTorch.
 check: setup

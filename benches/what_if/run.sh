@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Records the four run sets on which what-if answers are judged, compares optimizer-dynamics with
+# Simfluence-Linear and the baselines on them, and prints the tables of docs/results.md.
+#
+#   benches/what_if/run.sh FOLDER AG_NEWS_CSV [JOBS] [PROGRAM]
+#
+# Goes on where it stopped: recorded run sets and finished comparisons are kept in FOLDER.
+set -euo pipefail
+folder=${1:?a folder for the run sets}
+news=${2:?the CSV file of AG News headlines}
+jobs=${3:-$(nproc)}
+root=$(cd "$(dirname "$0")/../.." && pwd)
+program=${4:-${CARGO_TARGET_DIR:-$root/target}/release/simfluence}
+mkdir -p "$folder"
+
+compare() { # name of the result, run set, methods, further options
+    local out="$folder/$1.json"
+    [ -s "$out" ] && return
+    echo "comparing: $1" >&2
+    "$program" compare "$folder/$2" --methods "$3" --format json "${@:4}" > "$out.part"
+    mv "$out.part" "$out"
+}
+
+for task in ag_news_adamw ag_news_momentum numbers_adamw number_words_adam; do
+    data=()
+    case $task in ag_news*) data=(--data "$news") ;; esac
+    "$program" record "$root/data/tasks/what_if/$task.toml" "${data[@]}" \
+        --out "$folder/$task" --jobs "$jobs"
+    "$program" check "$folder/$task" --learned 0.55 > "$folder/$task.check.txt"
+    compare "$task.all" "$task" optimizer-dynamics,simfluence-linear --ablate
+    for share in "2 1" "4 1" "1 4" "8 1" "4 4"; do
+        set -- $share
+        compare "$task.steps-$1.tests-$2" "$task" optimizer-dynamics --thin-steps "$1" --thin-tests "$2"
+    done
+done
+python3 "$root/benches/what_if/tables.py" "$folder"
