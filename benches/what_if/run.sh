@@ -26,7 +26,7 @@ for task in ag_news_adamw ag_news_momentum numbers_adamw number_words_adam; do
     case $task in ag_news*) data=(--data "$news") ;; esac
     "$program" record "$root/data/tasks/what_if/$task.toml" "${data[@]}" \
         --out "$folder/$task" --jobs "$jobs"
-    "$program" check "$folder/$task" --learned 0.55 > "$folder/$task.check.txt"
+    "$program" check "$folder/$task" --learned 0.4 > "$folder/$task.check.txt"
     compare "$task.all" "$task" optimizer-dynamics,simfluence-linear --ablate
     for share in "2 1" "4 1" "1 4" "8 1" "4 4"; do
         set -- $share

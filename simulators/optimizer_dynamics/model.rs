@@ -15,14 +15,17 @@ const HEADROOM: f64 = 1.2;
 /// How often gaps between measurements are filled by what the fit before says.
 const FILLING_PASSES: usize = 2;
 
+/// Per dataset the mean residual of the members of a batch with their number; `None` for datasets
+/// without a member.
+pub(super) type DatasetResiduals = Vec<Option<(f64, f64)>>;
+
 /// A recorded run, prepared.
 #[derive(Clone)]
 pub(super) struct Prepared {
     pub(super) inputs: Inputs,
     pub(super) path: Path,
-    /// Per step and dataset the mean residual of the batch members with their number; absent
-    /// where batch losses were not recorded.
-    pub(super) batches: Vec<Option<Vec<Option<(f64, f64)>>>>,
+    /// Per step; absent where batch losses were not recorded.
+    pub(super) batches: Vec<Option<DatasetResiduals>>,
 }
 
 impl Prepared {

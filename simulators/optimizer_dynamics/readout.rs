@@ -1,5 +1,6 @@
 //! How badly each dataset is still predicted, read out from the losses of the test examples.
 
+use super::model::DatasetResiduals;
 use nalgebra::{Cholesky, DMatrix, DVector};
 
 /// Ridge penalty of the readout, in examples of the recorded batches.
@@ -14,11 +15,10 @@ pub(super) struct Readout {
     pub(super) weights: Vec<f64>,
 }
 
-/// One recorded batch: the components before the step, and per dataset the mean residual of its
-/// members with their number.
+/// One recorded batch, with the components before the step.
 pub(super) struct ObservedBatch {
     pub(super) z: Vec<f64>,
-    pub(super) residuals: Vec<Option<(f64, f64)>>,
+    pub(super) residuals: DatasetResiduals,
 }
 
 impl Readout {

@@ -210,9 +210,9 @@ fn bands_hold_what_they_promise_on_new_runs_and_wider_ones_hold_more() {
             let banded = simulator.simulate_banded(&run.curriculum, initial, level);
             let banded = banded.unwrap().unwrap();
             let real = run.trajectory.values();
-            for p in TESTS..real.len() {
+            for (p, loss) in real.iter().enumerate().skip(TESTS) {
                 let band = banded.low.values()[p]..=banded.high.values()[p];
-                held += usize::from(band.contains(&real[p]));
+                held += usize::from(band.contains(loss));
                 count += 1;
             }
         }

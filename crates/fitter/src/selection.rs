@@ -344,7 +344,7 @@ mod tests {
             folds: 3,
             ..PenaltySearch::default()
         };
-        let folds = assign_folds(&groups, &search).unwrap();
+        let folds = assign_folds(&groups, search.folds, search.seed).unwrap();
         assert_eq!(folds[1], folds[2]);
         assert_eq!(folds[4], folds[5]);
         for fold in 0..3 {
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn one_group_of_runs_is_an_error() {
-        let error = assign_folds(&[4, 4, 4], &PenaltySearch::default()).unwrap_err();
+        let error = assign_folds(&[4, 4, 4], 5, 0).unwrap_err();
         assert_eq!(error, FitError::TooFewGroups { groups: 1 });
     }
 
@@ -384,7 +384,7 @@ mod tests {
             &NoProgress,
         )
         .unwrap();
-        let folds = assign_folds(&groups, &search).unwrap();
+        let folds = assign_folds(&groups, search.folds, search.seed).unwrap();
         for row in &choice.table {
             let expected = literal_error(&problem, &folds, row.penalty);
             let got = row.mse.unwrap();
