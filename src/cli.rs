@@ -663,7 +663,7 @@ pub struct WhatifArgs {
     /// What happens to batches that lose or gain members.
     #[arg(long, value_enum, default_value_t)]
     pub fill: FillArg,
-    /// A simulator file (default: optimizer-dynamics, fitted now on the training runs).
+    /// A simulator file (default: optimizer-dynamics, fitted now on the training runs; simfluence-linear where there is one dataset only).
     #[arg(long, value_name = "FILE")]
     pub simulator: Option<PathBuf>,
     /// Share of real losses that bands are to hold, where the simulator has bands.
@@ -798,6 +798,10 @@ pub struct CompareArgs {
     /// Bootstrap resamples of the intervals.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..))]
     pub resamples: u32,
+    /// Instead of the tables: the error of what `fit` learns against the number of training runs,
+    /// such as 6,12,24.
+    #[arg(long, value_name = "RUNS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(2..))]
+    pub learning_curve: Vec<u32>,
     /// Show what each ingredient of optimizer-dynamics is worth: a row without each.
     #[arg(long)]
     pub ablate: bool,
@@ -889,7 +893,9 @@ mod tests {
         unique.dedup();
         assert_eq!(unique.len(), names.len());
         let attribution = AttributionMethod::value_variants().len();
-        assert_eq!(names.len(), attribution + 5);
+        // "all", TracIn-Ideal, and what `fit` learns but the mean run, which is in every table.
+        let fitted = FitMethod::value_variants().len() - 1;
+        assert_eq!(names.len(), 2 + fitted + attribution);
     }
 
     #[test]

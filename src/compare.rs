@@ -48,6 +48,9 @@ pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
         train: thinned.iter().collect(),
         ..split.clone()
     };
+    if !args.learning_curve.is_empty() {
+        return crate::learning_curve::run(args, &open, &fitting, progress);
+    }
     let fitted = fit_all(args, &open, &fitting, progress)?;
     let methods: Vec<Method> = fitted
         .iter()

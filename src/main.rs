@@ -10,6 +10,7 @@ mod edits;
 mod environment;
 mod fit;
 mod import;
+mod learning_curve;
 mod plan;
 mod progress;
 mod record;

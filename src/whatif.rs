@@ -11,6 +11,7 @@ use simfluence_core::{
 };
 use simfluence_evaluation::plots::{WhatIfPlot, what_if};
 use simfluence_recorder::{write_atomically, write_curriculum};
+use simfluence_simulators::simfluence::Variant;
 
 /// Test examples shown without `--all`.
 const SHOWN: usize = 10;
@@ -87,13 +88,7 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
         Some(path) => open.load_simulator(path)?,
         None => {
             let split = open.split(&args.split)?;
-            Box::new(crate::fit::optimizer_dynamics(
-                &open,
-                &split.train,
-                args.split.seed,
-                None,
-                progress,
-            )?)
+            default_simulator(args, &open, &split.train, progress)?
         }
     };
     let simulated_now = simulator.simulate(&base.curriculum, initial)?;
@@ -125,6 +120,38 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
     compared.draw(&title, args, &open)?;
     eprintln!("picture: {}", args.picture.display());
     Ok(())
+}
+
+/// Optimiser dynamics, which sees datasets; Simfluence-Linear, which sees examples, where all
+/// training examples are of one dataset.
+fn default_simulator(
+    args: &WhatifArgs,
+    open: &OpenRuns,
+    train: &[&Run],
+    progress: &dyn Progress,
+) -> Result<Box<dyn Simulator>> {
+    if open.set.train_examples().datasets().len() < 2 {
+        let linear = crate::fit::with_defaults(Variant::Linear, open, train, progress)?;
+        return Ok(Box::new(linear));
+    }
+    let edits = &args.edits;
+    let named = edits
+        .drop
+        .iter()
+        .chain(&edits.keep)
+        .chain(&edits.repeat)
+        .chain(&edits.replace);
+    if named
+        .into_iter()
+        .any(|edit| edit.starts_with("id:") || edit.starts_with("key:"))
+    {
+        eprintln!(
+            "note: optimizer-dynamics answers by dataset: an edit of single examples changes only how much of their dataset is trained on; for effects of single examples, fit simfluence-linear and give it with --simulator"
+        );
+    }
+    let seed = args.split.seed;
+    let fit = crate::fit::optimizer_dynamics(open, train, seed, None, progress)?;
+    Ok(Box::new(fit))
 }
 
 #[cfg(feature = "torch")]

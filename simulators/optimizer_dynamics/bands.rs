@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 const QUANTILES: usize = 400;
 /// How much of the scale of a test example is that of all of them: its own errors are few.
 const POOLED: f64 = 0.3;
+/// Least usual distance, in length scales: recorded runs may all be the same in what they were
+/// trained on.
+const LEAST_DISTANCE: f64 = 0.05;
 /// Bands grow at least in proportion to the distance, as the error of a first-order expansion
 /// does: left-out runs lie too close to others to show it.
 const LEAST_GROWTH: f64 = 1.0;
@@ -68,7 +71,7 @@ impl Bands {
                     .get(sorted.len() / 2)
                     .copied()
                     .unwrap_or(1.0)
-                    .max(1e-9),
+                    .max(LEAST_DISTANCE),
             );
             let square = |test: usize| -> f64 {
                 let sum: f64 = near.iter().map(|p| p.errors[test].powi(2)).sum();
