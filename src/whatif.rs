@@ -245,8 +245,15 @@ impl Compared<'_> {
     /// predicted effect. A run of another length has no real loss to add to at each of its steps,
     /// so there it is the simulated loss.
     fn predicted(&self) -> Result<Trajectory> {
+        self.beside_real(self.simulated_then)
+    }
+
+    /// A simulation of the edited run, or an end of its band, moved by as much as the simulation
+    /// of the unedited run is away from the real one; as it is where the edited run is of another
+    /// length.
+    fn beside_real(&self, simulated: &Trajectory) -> Result<Trajectory> {
         if self.simulated_then.steps() != self.simulated_now.steps() {
-            return Ok(self.simulated_then.clone());
+            return Ok(simulated.clone());
         }
         let real = &self.base.trajectory;
         let mut values = Vec::with_capacity(real.values().len());
@@ -256,8 +263,7 @@ impl Compared<'_> {
                 .simulated_now
                 .at_step(step)
                 .context("a simulation has every step")?;
-            let then = self
-                .simulated_then
+            let then = simulated
                 .at_step(step)
                 .context("a simulation has every step")?;
             let row = real.row(index).iter().zip(now).zip(then);
@@ -275,7 +281,15 @@ impl Compared<'_> {
 
     fn draw(&self, title: &str, args: &WhatifArgs, open: &OpenRuns) -> Result<()> {
         let (datasets, dataset_of) = open.set.test_examples().groups(&args.group_by);
+        let ends = match self.banded {
+            Some(banded) => Some((
+                self.beside_real(&banded.low)?,
+                self.beside_real(&banded.high)?,
+            )),
+            None => None,
+        };
         let picture = what_if(&WhatIfPlot {
+            band: ends.as_ref().map(|(low, high)| (low, high)),
             title,
             original: &self.base.trajectory,
             simulated: &self.predicted()?,

@@ -584,6 +584,7 @@ fn every_picture_is_drawn() {
     let edit = find("run-012-dropped");
     let simulated = simulate_run(&World::new("linear", 0.9), edit).unwrap();
     let what_if = plots::what_if(&plots::WhatIfPlot {
+        band: None,
         title: "run-012 without sports",
         original: &run.trajectory,
         simulated: &simulated,
@@ -598,6 +599,7 @@ fn every_picture_is_drawn() {
         .map(|d| format!("dataset {d} with a name that is long"))
         .collect();
     let five_panels = plots::what_if(&plots::WhatIfPlot {
+        band: None,
         title: "run-012 without sports",
         original: &run.trajectory,
         simulated: &far,

@@ -176,6 +176,8 @@ pub(super) struct Curve<'a> {
 pub(super) struct Panel<'a> {
     pub(super) title: String,
     pub(super) curves: Vec<Curve<'a>>,
+    /// Step, lower and upper end of a band behind the curves; empty: none.
+    pub(super) band: Vec<(u32, f64, f64)>,
     pub(super) losses: Range<f64>,
 }
 
@@ -210,6 +212,19 @@ impl Panel<'_> {
             .y_label_formatter(&|v| tick(*v, self.losses.end - self.losses.start))
             .draw()
             .map_err(drawing)?;
+        if !self.band.is_empty() {
+            let inside = |loss: f64| loss.clamp(self.losses.start, self.losses.end);
+            let upper = self
+                .band
+                .iter()
+                .map(|&(step, _, high)| (step, inside(high)));
+            let lower = self.band.iter().rev();
+            let lower = lower.map(|&(step, low, _)| (step, inside(low)));
+            let outline: Points = upper.chain(lower).collect();
+            chart
+                .draw_series([Polygon::new(outline, PALETTE[0].mix(0.15))])
+                .map_err(drawing)?;
+        }
         for curve in &self.curves {
             let style = curve.entry.color.stroke_width(2);
             for piece in clip(&curve.points, &self.losses) {

@@ -138,6 +138,7 @@ fn panel<'a>(plot: &CurvesPlot<'_>, entries: &'a [Entry], test: usize, title: St
         .map(|(points, entry)| Curve { points, entry })
         .collect();
     Panel {
+        band: Vec::new(),
         title,
         curves,
         losses,

@@ -24,6 +24,8 @@ pub struct WhatIfPlot<'a> {
     pub original: &'a Trajectory,
     /// The predicted losses of the edit.
     pub simulated: &'a Trajectory,
+    /// Ends of the band around the predicted losses, where there is one.
+    pub band: Option<(&'a Trajectory, &'a Trajectory)>,
     /// The edit's real losses, where it was retrained.
     pub retrained: Option<&'a Trajectory>,
     /// Names of the test datasets.
@@ -40,9 +42,9 @@ pub struct WhatIfPlot<'a> {
 /// No dataset with a measured loss, or other numbers of test examples.
 pub fn what_if(plot: &WhatIfPlot<'_>) -> Result<String, PlotError> {
     check(plot)?;
-    let entries = entries(plot.retrained.is_some());
+    let entries = entries(plot.retrained.is_some(), plot.band.is_some());
     let trajectories = [Some(plot.original), Some(plot.simulated), plot.retrained];
-    let panels: Vec<(&str, Vec<Points>)> = plot
+    let panels: Vec<(&str, usize, Vec<Points>)> = plot
         .datasets
         .iter()
         .enumerate()
@@ -51,9 +53,9 @@ pub fn what_if(plot: &WhatIfPlot<'_>) -> Result<String, PlotError> {
             let curves = shown
                 .map(|t| mean_curve(t, plot.dataset_of, dataset))
                 .collect();
-            (name.as_str(), curves)
+            (name.as_str(), dataset, curves)
         })
-        .filter(|(_, curves): &(_, Vec<Points>)| curves.iter().any(|curve| !curve.is_empty()))
+        .filter(|(_, _, curves): &(_, _, Vec<Points>)| curves.iter().any(|curve| !curve.is_empty()))
         .collect();
     if panels.is_empty() {
         return Err(PlotError::Nothing {
@@ -63,7 +65,7 @@ pub fn what_if(plot: &WhatIfPlot<'_>) -> Result<String, PlotError> {
     let losses_of = |wanted: &dyn Fn(usize) -> bool| -> Vec<f64> {
         let curves = panels
             .iter()
-            .flat_map(|(_, curves)| curves.iter().enumerate());
+            .flat_map(|(_, _, curves)| curves.iter().enumerate());
         let wanted = curves.filter(|(k, _)| wanted(*k));
         wanted
             .flat_map(|(_, curve)| curve.iter().map(|p| p.1))
@@ -80,7 +82,9 @@ pub fn what_if(plot: &WhatIfPlot<'_>) -> Result<String, PlotError> {
         let (head, rest) = root.split_vertically(TITLE_HEIGHT);
         let (body, foot) = rest.split_vertically(body_height);
         title(&head, &format!("What if: {}", plot.title))?;
-        for (area, (name, curves)) in body.split_evenly((rows, columns)).iter().zip(&panels) {
+        for (area, (name, dataset, curves)) in
+            body.split_evenly((rows, columns)).iter().zip(&panels)
+        {
             let mut curves: Vec<Curve<'_>> = curves
                 .iter()
                 .zip(&entries)
@@ -94,6 +98,7 @@ pub fn what_if(plot: &WhatIfPlot<'_>) -> Result<String, PlotError> {
             curves.reverse();
             let panel = Panel {
                 title: (*name).to_owned(),
+                band: band(plot, *dataset),
                 curves,
                 losses: losses.clone(),
             };
@@ -125,7 +130,7 @@ fn check(plot: &WhatIfPlot<'_>) -> Result<(), PlotError> {
     Ok(())
 }
 
-fn entries(retrained: bool) -> Vec<Entry> {
+fn entries(retrained: bool, banded: bool) -> Vec<Entry> {
     let entry = |label: &str, color, mark| Entry {
         label: label.to_owned(),
         color,
@@ -133,12 +138,32 @@ fn entries(retrained: bool) -> Vec<Entry> {
     };
     let mut entries = vec![
         entry("original run, real", BLACK, Mark::Line),
-        entry("edit, predicted", PALETTE[0], Mark::Line),
+        entry(
+            if banded {
+                "edit, predicted (mean band of its test examples)"
+            } else {
+                "edit, predicted"
+            },
+            PALETTE[0],
+            Mark::Line,
+        ),
     ];
     if retrained {
         entries.push(entry("edit, really retrained", PALETTE[1], Mark::Dashes));
     }
     entries
+}
+
+/// Per evaluated step the means of both ends of the band over the dataset's test examples.
+fn band(plot: &WhatIfPlot<'_>, dataset: usize) -> Vec<(u32, f64, f64)> {
+    let Some((low, high)) = plot.band else {
+        return Vec::new();
+    };
+    let low = mean_curve(low, plot.dataset_of, dataset);
+    let high = mean_curve(high, plot.dataset_of, dataset);
+    let ends = low.into_iter().zip(high);
+    ends.map(|((step, low), (_, high))| (step, low, high))
+        .collect()
 }
 
 /// Per evaluated step the mean over the dataset's test examples that were measured.
@@ -183,11 +208,15 @@ mod tests {
             title: "run-1 without sports",
             original: &run,
             simulated: &run,
+            band: None,
             retrained: None,
             datasets: &datasets,
             dataset_of: &[0],
         };
         assert!(!what_if(&plot).unwrap().contains("retrained"));
+        assert!(!what_if(&plot).unwrap().contains("polygon"));
+        plot.band = Some((&run, &run));
+        assert!(what_if(&plot).unwrap().contains("polygon"));
         plot.retrained = Some(&run);
         let svg = what_if(&plot).unwrap();
         assert!(svg.contains("edit, really retrained") && svg.contains("sports"));
