@@ -125,6 +125,54 @@ fn a_whatif_answers_in_the_right_direction() {
 }
 
 #[test]
+fn accuracy_is_shown_against_runs_evaluations_and_ingredients() {
+    let folder = imported();
+    let path = folder.path();
+    let ids: Vec<String> = json(path, &["check", "runs", "--format", "json"])["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| run["id"].as_str().unwrap().to_owned())
+        .collect();
+    let held_out = ids.last().unwrap();
+    let common = [
+        "compare",
+        "runs",
+        "--test-runs",
+        held_out,
+        "--format",
+        "json",
+    ];
+    let with = |more: &[&str]| json(path, &[&common[..], more].concat());
+
+    let curve = with(&["--learning-curve", "3,5"]);
+    let points = curve.as_array().unwrap();
+    for method in ["mean-run", "optimizer-dynamics", "simfluence-linear"] {
+        for runs in [3, 5] {
+            let is_it = |p: &&Value| p["method"] == method && p["training_runs"] == runs;
+            assert!(points.iter().any(|p| is_it(&p)), "{method}, {runs} runs");
+        }
+    }
+
+    let methods = ["--methods", "optimizer-dynamics"];
+    let mse = |comparison: &Value, method: &str| {
+        let rows = comparison["blocks"][0]["rows"].as_array().unwrap().clone();
+        let row = rows.into_iter().find(|row| row["method"] == method);
+        row.map(|row| row["mse"]["value"].as_f64().unwrap())
+    };
+    let whole = with(&[&methods[..], &["--ablate"]].concat());
+    let all = mse(&whole, "optimizer-dynamics").unwrap();
+    assert!(mse(&whole, "without state").is_some());
+    let coverage = &whole["blocks"][0]["rows"][2]["coverage"]["value"];
+    assert!((0.0..=1.0).contains(&coverage.as_f64().unwrap()));
+    let thin = with(&[&methods[..], &["--thin-steps", "4"]].concat());
+    assert_ne!(mse(&thin, "optimizer-dynamics").unwrap(), all);
+    let args = [&common[..], &["--learning-curve", "500"]].concat();
+    let message = fail(path, &args);
+    assert!(message.contains("training runs"), "{message}");
+}
+
+#[test]
 fn what_is_wrong_is_said_with_what_to_do() {
     let folder = imported();
     let path = folder.path();
