@@ -800,7 +800,11 @@ pub struct CompareArgs {
     pub resamples: u32,
     /// Instead of the tables: the error of what `fit` learns against the number of training runs,
     /// such as 6,12,24.
-    #[arg(long, value_name = "RUNS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(
+        long, value_name = "RUNS", value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(2..),
+        conflicts_with_all = ["plots", "ablate", "simulator", "scores"]
+    )]
     pub learning_curve: Vec<u32>,
     /// Show what each ingredient of optimizer-dynamics is worth: a row without each.
     #[arg(long)]

@@ -44,10 +44,10 @@ pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
     let open = OpenRuns::read(&args.run_set)?;
     let split = open.split(&args.split)?;
     let thinned = thinned(&split.train, args);
-    let fitting = SplitRuns {
-        train: thinned.iter().collect(),
-        ..split.clone()
-    };
+    let mut fitting = split.clone();
+    if let Some(thinned) = &thinned {
+        fitting.train = thinned.iter().collect();
+    }
     if !args.learning_curve.is_empty() {
         return crate::learning_curve::run(args, &open, &fitting, progress);
     }
@@ -100,14 +100,18 @@ pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
     Ok(())
 }
 
-/// The training runs with the evaluations that `--thin-steps` and `--thin-tests` leave.
-fn thinned(train: &[&Run], args: &CompareArgs) -> Vec<Run> {
+/// The training runs with the evaluations that `--thin-steps` and `--thin-tests` leave; `None`
+/// where they leave all.
+fn thinned(train: &[&Run], args: &CompareArgs) -> Option<Vec<Run>> {
     let (every, parts) = (args.thin_steps as usize, args.thin_tests as usize);
+    if every == 1 && parts == 1 {
+        return None;
+    }
     let thin = |run: &&Run| Run {
         trajectory: run.trajectory.thinned(every, parts),
         ..(*run).clone()
     };
-    train.iter().map(thin).collect()
+    Some(train.iter().map(thin).collect())
 }
 
 /// The methods whose differences to all others are shown.
@@ -135,6 +139,11 @@ fn fit_all(
     let (mean_run, cost) = measured(|| FitMeanRun.fit(&split.train, n, &NoProgress));
     fitted.push(named(Box::new(mean_run?), cost));
     let method = CompareMethod::Fitted(FitMethod::OptimizerDynamics);
+    if args.ablate && !wants(args, method, true) {
+        bail!(
+            "--ablate shows what the ingredients of optimizer-dynamics are worth: name it with --methods, too"
+        );
+    }
     if wants(args, method, true) {
         let fit = |without| {
             let (fit, cost) = measured(|| {

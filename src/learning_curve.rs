@@ -31,6 +31,10 @@ pub fn run(
     split: &SplitRuns<'_>,
     progress: &dyn Progress,
 ) -> Result<()> {
+    let is_fitted = |m: &&CompareMethod| matches!(m, CompareMethod::Fitted(_) | CompareMethod::All);
+    if !args.methods.iter().all(|method| is_fitted(&method)) {
+        bail!("--learning-curve shows what `fit` learns from runs; name only such --methods");
+    }
     let mut order: Vec<&Run> = split.train.clone();
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(args.split.seed));
     let mut points = Vec::new();

@@ -24,6 +24,13 @@ fn json(folder: &Path, args: &[&str]) -> Value {
     serde_json::from_str(&succeed(folder, args)).unwrap()
 }
 
+fn run_ids(folder: &Path) -> Vec<String> {
+    let report = json(folder, &["check", "runs", "--format", "json"]);
+    let runs = report["runs"].as_array().unwrap().iter();
+    runs.map(|run| run["id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
 #[test]
 fn logs_become_a_whole_run_set() {
     let folder = imported();
@@ -38,12 +45,7 @@ fn logs_become_a_whole_run_set() {
 fn a_fitted_simulator_follows_a_held_out_run() {
     let folder = imported();
     let path = folder.path();
-    let ids: Vec<String> = json(path, &["check", "runs", "--format", "json"])["runs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|run| run["id"].as_str().unwrap().to_owned())
-        .collect();
+    let ids = run_ids(path);
     let held_out = ids.last().unwrap();
     let args = [
         "fit",
@@ -128,12 +130,7 @@ fn a_whatif_answers_in_the_right_direction() {
 fn accuracy_is_shown_against_runs_evaluations_and_ingredients() {
     let folder = imported();
     let path = folder.path();
-    let ids: Vec<String> = json(path, &["check", "runs", "--format", "json"])["runs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|run| run["id"].as_str().unwrap().to_owned())
-        .collect();
+    let ids = run_ids(path);
     let held_out = ids.last().unwrap();
     let common = [
         "compare",
@@ -170,6 +167,13 @@ fn accuracy_is_shown_against_runs_evaluations_and_ingredients() {
     let args = [&common[..], &["--learning-curve", "500"]].concat();
     let message = fail(path, &args);
     assert!(message.contains("training runs"), "{message}");
+    for wrong in [
+        ["--methods", "graddot", "--ablate"],
+        ["--methods", "graddot", "--learning-curve=3"],
+    ] {
+        let message = fail(path, &[&common[..], &wrong].concat());
+        assert!(message.contains("--methods"), "{message}");
+    }
 }
 
 #[test]

@@ -294,6 +294,9 @@ impl Fit for OptimizerDynamicsValidParams {
         let (correction, correction_choice, mut points) = fit_correction(&closed);
         let (mean_correction, mean_choice, mean_points) =
             fit_correction(&mean_missed(&prepared, &paths, &folds));
+        if points.is_empty() {
+            return Err(OptimizerDynamicsError::NotMeasured);
+        }
         let weight = if corrected && params.has(Ingredient::Stacking) {
             stack(&mut points, &mean_points)
         } else {
@@ -612,6 +615,11 @@ pub enum OptimizerDynamicsError {
         /// Id of the run.
         run: String,
     },
+    /// Nothing to judge left-out runs by.
+    #[error(
+        "no run has losses of all test examples after its first step; measure each of them at least once during training"
+    )]
+    NotMeasured,
     /// Runs of different optimisers.
     #[error(
         "run {run} was trained with another optimiser than run {first}; the simulator follows one optimiser: fit on the runs of one"

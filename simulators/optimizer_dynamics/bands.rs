@@ -21,8 +21,9 @@ const LEAST_GROWTH: f64 = 1.0;
 ///
 /// `σ_j(t)` is the root mean square of the errors of left-out runs near step `t`, `γ` the slope of
 /// their logarithm against that of `d` (at least 1), and `q` the quantile of what then remains over all
-/// left-out runs, steps and test examples (split conformal prediction, with the usual
-/// `(R + 1)/R` for `R` left-out runs).
+/// left-out runs, steps and test examples (cross-conformal prediction, with the usual
+/// `(R + 1)/R` for `R` left-out runs). The same left-out runs chose the settings, so that the
+/// promise holds about, not exactly.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Bands {
     /// Steps at which scales and distances stand.

@@ -105,7 +105,7 @@ impl Correction {
         let errors = DMatrix::from_row_slice(count, tests, &errors);
         // Every so many points, evenly over runs and steps, tell the settings apart as well.
         let some: Vec<usize> = (0..count)
-            .step_by(count.div_ceil(CHOOSING_POINTS))
+            .step_by(count.div_ceil(CHOOSING_POINTS).max(1))
             .collect();
         let choosing = Problem::new(&points, width, &folds, &errors, &some);
         let settings: Vec<Setting> = EXPOSURE_SCALES

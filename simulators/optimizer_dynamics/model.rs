@@ -137,7 +137,7 @@ impl Model {
             .zip(paths)
             .map(|(run, path)| Featured {
                 path,
-                phi: self::features(shape, &space, &readout, run, path),
+                phi: features(shape, &space, &readout, run, path),
             })
             .collect();
         let mut ceiling = vec![0.0_f64; space.mean.len()];

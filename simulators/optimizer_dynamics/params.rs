@@ -54,7 +54,7 @@ impl Ingredient {
 ///
 /// | setting | default | range |
 /// | --- | --- | --- |
-/// | `penalties` | 3, 10, 30, 100, 300, 1 000 | above 0, at least one |
+/// | `penalties` | 3, 10, 30, 100, 300, 1 000 | at least 1e-7, at least one |
 /// | `exponents` | 0.25, 0.5 (none for SGD, which does not normalise) | 0 to 1, at least one |
 /// | `rank` | number of datasets, 2 to 8 | at least 1 |
 /// | `without` | nothing | any of [`Ingredient::ALL`] |
@@ -150,13 +150,18 @@ impl OptimizerDynamicsParams {
     pub fn check(self) -> Result<OptimizerDynamicsValidParams, OptimizerDynamicsError> {
         let refuse =
             |name, got: String, must| Err(OptimizerDynamicsError::Setting { name, got, must });
-        let positive = |x: &f64| x.is_finite() && *x > 0.0;
+        // A smaller one would be lost in rounding, and the equations with it.
+        let positive = |x: &f64| x.is_finite() && *x >= 1e-7;
         if self.groups.is_empty() {
             return refuse("groups", "none".into(), "one for every training example");
         }
         if self.penalties.is_empty() || !self.penalties.iter().all(positive) {
             let got = format!("{:?}", self.penalties);
-            return refuse("penalties", got, "at least one, each above 0 and finite");
+            return refuse(
+                "penalties",
+                got,
+                "at least one, each at least 1e-7 and finite",
+            );
         }
         if self.exponents.is_empty() || !self.exponents.iter().all(|e| (0.0..=1.0).contains(e)) {
             let got = format!("{:?}", self.exponents);

@@ -322,6 +322,29 @@ fn a_run_of_another_optimiser_and_a_missing_rate_are_refused_by_name() {
 }
 
 #[test]
+fn runs_measured_only_before_training_are_refused() {
+    // Test example 0 is measured before the first step and never again.
+    let given: Vec<Run> = runs(6, 0.0, 17)
+        .into_iter()
+        .map(|run| {
+            let measured = |p: usize| p < TESTS || !p.is_multiple_of(TESTS);
+            let values = run.trajectory.values().to_vec();
+            let measured = (0..values.len()).map(measured).collect();
+            let steps = run.trajectory.steps().to_vec();
+            Run {
+                trajectory: Trajectory::with_missing(steps, TESTS, values, measured).unwrap(),
+                ..run
+            }
+        })
+        .collect();
+    let given: Vec<&Run> = given.iter().collect();
+    let error = (params().check().unwrap())
+        .fit(&given, GROUPS.len(), &NoProgress)
+        .unwrap_err();
+    assert_eq!(error, OptimizerDynamicsError::NotMeasured);
+}
+
+#[test]
 fn each_optimiser_has_its_own_memory() {
     let of = |optimizer: Optimizer| Memory::of(Some(&optimizer));
     assert_eq!(of(MOMENTUM).first, 0.8);
