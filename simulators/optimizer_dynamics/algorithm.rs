@@ -1,7 +1,7 @@
 //! Fitting on recorded runs and simulating.
 
 use super::bands::{Bands, Support};
-use super::correction::{Correction, CorrectionChoice, LeftOutPoint, Missed};
+use super::correction::{Basis, Correction, CorrectionChoice, LeftOutPoint, Missed};
 use super::inputs::Inputs;
 use super::mean_change::MeanChange;
 use super::model::{Model, Prepared, Shape};
@@ -31,6 +31,12 @@ pub struct Candidate {
     pub penalty: f64,
     /// Exponent of the normalisation.
     pub exponent: f64,
+    /// Exponent `q` of the learning rate.
+    pub rate_exponent: f64,
+    /// Components of the state.
+    pub rank: usize,
+    /// Pull `γ` of the second fit; `None` without one.
+    pub pull: Option<f64>,
     /// All-steps mean squared error of simulated left-out runs, nats².
     pub mse: f64,
 }
@@ -107,8 +113,7 @@ pub struct OptimizerDynamicsReport {
 #[derive(Debug, Clone)]
 pub struct OptimizerDynamicsSimulator {
     pub(super) params: OptimizerDynamicsParams,
-    pub(super) group_count: usize,
-    pub(super) horizons: Vec<f64>,
+    pub(super) basis: Basis,
     pub(super) model: Model,
     pub(super) correction: Correction,
     pub(super) mean: MeanChange,
@@ -129,7 +134,7 @@ impl OptimizerDynamicsSimulator {
     }
 
     fn inputs(&self, curriculum: &Curriculum) -> Result<Inputs, SimulateError> {
-        let (groups, count) = (&self.params.groups, self.group_count);
+        let (groups, count) = (&self.params.groups, self.basis.groups);
         Inputs::new(curriculum, groups, count, self.report.reference_rate, NAME)
     }
 
@@ -138,11 +143,10 @@ impl OptimizerDynamicsSimulator {
         let initial: Vec<f64> = initial.iter().map(|&l| f64::from(l)).collect();
         let weight = self.report.closed_loop_weight;
         let mut losses = self.model.roll(inputs, &initial);
-        let groups = self.group_count;
-        (self.correction).apply(inputs, &self.horizons, groups, &mut losses);
+        self.correction.apply(inputs, &self.basis, &mut losses);
         if weight < 1.0 {
             let mut mean = self.mean.simulate(inputs.len(), &initial);
-            (self.mean_correction).apply(inputs, &self.horizons, groups, &mut mean);
+            self.mean_correction.apply(inputs, &self.basis, &mut mean);
             for (loss, mean) in losses.iter_mut().zip(&mean) {
                 *loss = weight * *loss + (1.0 - weight) * mean;
             }
@@ -195,13 +199,8 @@ impl Simulator for OptimizerDynamicsSimulator {
         check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
         let inputs = self.inputs(curriculum)?;
         let losses = self.losses(&inputs, initial);
-        let (widths, distance) = self.bands.half_widths(
-            &self.correction,
-            &inputs,
-            &self.horizons,
-            self.group_count,
-            level,
-        );
+        let (widths, distance) =
+            (self.bands).half_widths(&self.correction, &inputs, &self.basis, level);
         let shifted = |sign: f64| -> Vec<f64> {
             let ends = losses.iter().zip(&widths);
             ends.map(|(loss, width)| (loss + sign * width).max(0.0))
@@ -267,30 +266,78 @@ impl Fit for OptimizerDynamicsValidParams {
             })
             .collect::<Result<_, SimulateError>>()?;
         let folds = assign_folds(&run_groups(&kept), params.folds, params.seed)?;
+        let rate_exponents = match reference_rate {
+            Some(_) if rates_vary(&kept) => &params.rate_exponents[..],
+            Some(_) => &params.rate_exponents[..1],
+            None => &[1.0],
+        };
+        let least_rank = group_count.clamp(RANKS.0, RANKS.1);
         let shapes: Vec<Shape> = exponents(memory, params)
             .into_iter()
-            .map(|exponent| Shape {
+            .flat_map(|exponent| rate_exponents.iter().map(move |&q| (exponent, q)))
+            .map(|(exponent, rate_exponent)| Shape {
                 memory,
                 exponent,
+                rate_exponent,
                 groups: group_count,
-                rank: params.rank.unwrap_or(group_count.clamp(RANKS.0, RANKS.1)),
+                rank: params.rank.unwrap_or(least_rank),
                 saturation: params.has(Ingredient::Saturation),
                 state: params.has(Ingredient::State),
             })
             .collect();
-        let (candidates, chosen) = choose(&prepared, &folds, &shapes, &params.penalties, progress);
-        let shape = shapes[chosen / params.penalties.len()];
-        let chosen = candidates[chosen];
+        let (mut candidates, (mut shape, mut chosen)) =
+            choose(&prepared, &folds, &shapes, &params.penalties, progress);
+        let most_rank = (2 * group_count).clamp(RANKS.0, RANKS.1);
+        if params.rank.is_none() && most_rank > least_rank && shape.state {
+            let rank = most_rank;
+            let more = [Shape { rank, ..shape }];
+            let (tried, best) = choose(&prepared, &folds, &more, &params.penalties, progress);
+            candidates.extend(tried);
+            if best.1.mse < chosen.mse {
+                (shape, chosen) = best;
+            }
+        }
+        let pulls = if params.has(Ingredient::Rollouts) {
+            &params.pulls[..]
+        } else {
+            &[]
+        };
+        let left_out_models = left_out_models(&prepared, &folds, shape, chosen.penalty, pulls);
+        for (p, &pull) in pulls.iter().enumerate() {
+            let mse =
+                |(r, &fold): (usize, &usize)| mse(&left_out_models[fold][1 + p], &prepared[r]);
+            let sum: f64 = folds.iter().enumerate().map(mse).sum();
+            candidates.push(Candidate {
+                pull: Some(pull),
+                mse: sum / prepared.len() as f64,
+                ..chosen
+            });
+        }
+        if let Some(best) = (candidates.iter()).min_by(|a, b| a.mse.total_cmp(&b.mse)) {
+            chosen = *best;
+        }
+        let place = pulls.iter().position(|&p| Some(p) == chosen.pull);
+        let place = place.map_or(0, |p| p + 1);
         let all: Vec<&Prepared> = prepared.iter().collect();
         let (mut models, paths) = Model::fit(&all, shape, &[chosen.penalty]);
-        let model = models.pop().expect("one model per penalty");
-        let horizons = horizons(&kept);
+        let mut model = models.pop().expect("one model per penalty");
+        if let Some(pull) = chosen.pull {
+            let mut refitted = model.refit(&all, &paths, chosen.penalty, &[pull]);
+            model = refitted.pop().expect("one model per pull");
+        }
+        let basis = Basis {
+            horizons: horizons(&kept),
+            groups: group_count,
+            rate_exponent: shape.rate_exponent,
+        };
         let tests = first.trajectory.test_count();
         let corrected = params.has(Ingredient::Correction);
-        let fit_correction = |missed: &[Missed<'_>]| {
-            Correction::fit(missed, &horizons, group_count, tests, corrected)
-        };
-        let closed = closed_loop_missed(&prepared, &paths, &folds, shape, chosen.penalty);
+        let fit_correction =
+            |missed: &[Missed<'_>]| Correction::fit(missed, &basis, tests, corrected);
+        let closed = missed(&prepared, &paths, &folds, |fold| {
+            let model = &left_out_models[fold][place];
+            move |run: &Prepared| model.roll(&run.inputs, run.path.row(0))
+        });
         let (correction, correction_choice, mut points) = fit_correction(&closed);
         let (mean_correction, mean_choice, mean_points) =
             fit_correction(&mean_missed(&prepared, &paths, &folds));
@@ -326,8 +373,7 @@ impl Fit for OptimizerDynamicsValidParams {
         };
         Ok(OptimizerDynamicsSimulator {
             params: params.clone(),
-            group_count,
-            horizons,
+            basis,
             model,
             correction,
             mean,
@@ -377,6 +423,15 @@ fn reference_rate(runs: &[&Run]) -> Option<f64> {
     (sum > 0.0).then(|| sum / count)
 }
 
+/// Whether any two steps differ in their rate.
+fn rates_vary(runs: &[&Run]) -> bool {
+    let mut rates = (runs.iter())
+        .flat_map(|run| run.curriculum.steps())
+        .map(|step| step.learning_rate);
+    let first = rates.next();
+    rates.any(|rate| Some(rate) != first)
+}
+
 /// How far back the correction looks: the whole run, a fifth and a twentieth of a typical one.
 fn horizons(runs: &[&Run]) -> Vec<f64> {
     let mut lengths: Vec<usize> = runs.iter().map(|run| run.curriculum.len()).collect();
@@ -410,19 +465,22 @@ fn parts<'a>(
     (others, left_out)
 }
 
-/// The error of left-out runs for every exponent and penalty, and the place of the smallest.
+/// The error of left-out runs for every shape and penalty, and where it is smallest.
 fn choose(
     prepared: &[Prepared],
     folds: &[usize],
     shapes: &[Shape],
     penalties: &[f64],
     progress: &dyn Progress,
-) -> (Vec<Candidate>, usize) {
+) -> (Vec<Candidate>, (Shape, Candidate)) {
     let fold_count = folds.iter().max().map_or(0, |f| f + 1);
     let work: Vec<(usize, usize)> = (0..shapes.len())
         .flat_map(|s| (0..fold_count).map(move |f| (s, f)))
         .collect();
-    progress.begin("choosing penalties (exponents × folds)", work.len() as u64);
+    progress.begin(
+        "choosing penalties and exponents (settings × folds)",
+        work.len() as u64,
+    );
     let parts: Vec<Vec<f64>> = work
         .par_iter()
         .map(|&(s, fold)| {
@@ -448,6 +506,9 @@ fn choose(
             candidates.push(Candidate {
                 penalty,
                 exponent: shape.exponent,
+                rate_exponent: shape.rate_exponent,
+                rank: shape.rank,
+                pull: None,
                 mse: sum / prepared.len() as f64,
             });
         }
@@ -455,6 +516,7 @@ fn choose(
     let best = (0..candidates.len())
         .min_by(|&a, &b| candidates[a].mse.total_cmp(&candidates[b].mse))
         .expect("there is a candidate");
+    let best = (shapes[best / penalties.len()], candidates[best]);
     (candidates, best)
 }
 
@@ -473,19 +535,24 @@ fn mse(model: &Model, run: &Prepared) -> f64 {
     sum / count.max(1.0)
 }
 
-/// What the closed loop misses of left-out runs.
-fn closed_loop_missed<'a>(
-    prepared: &'a [Prepared],
-    paths: &[Path],
+/// For every fold the models that leave it out: without the second fit, and with every pull.
+fn left_out_models(
+    prepared: &[Prepared],
     folds: &[usize],
     shape: Shape,
     penalty: f64,
-) -> Vec<Missed<'a>> {
-    missed(prepared, paths, folds, |fold| {
-        let (others, _) = parts(prepared, folds, fold);
-        let (models, _) = Model::fit(&others, shape, &[penalty]);
-        move |run: &Prepared| models[0].roll(&run.inputs, run.path.row(0))
-    })
+    pulls: &[f64],
+) -> Vec<Vec<Model>> {
+    let fold_count = folds.iter().max().map_or(0, |f| f + 1);
+    (0..fold_count)
+        .into_par_iter()
+        .map(|fold| {
+            let (others, _) = parts(prepared, folds, fold);
+            let (mut models, paths) = Model::fit(&others, shape, &[penalty]);
+            models.extend(models[0].refit(&others, &paths, penalty, pulls));
+            models
+        })
+        .collect()
 }
 
 /// What the mean run misses of left-out runs.

@@ -1,6 +1,6 @@
 //! Conformal bands from what left-out runs were missed by.
 
-use super::correction::{Correction, LeftOutPoint};
+use super::correction::{Basis, Correction, LeftOutPoint};
 use super::inputs::Inputs;
 use serde::{Deserialize, Serialize};
 
@@ -166,8 +166,7 @@ impl Bands {
         &self,
         correction: &Correction,
         inputs: &Inputs,
-        horizons: &[f64],
-        groups: usize,
+        basis: &Basis,
         level: f64,
     ) -> (Vec<f64>, f64) {
         let runs = self.runs as f64;
@@ -176,7 +175,7 @@ impl Bands {
         let tests = correction.tests;
         let mut widths = vec![0.0; tests];
         let mut sum = 0.0;
-        let distances = correction.distances(inputs, horizons, groups);
+        let distances = correction.distances(inputs, basis);
         for (step, distance) in distances.iter().enumerate() {
             let step = step as f64 + 1.0;
             let ratio = self.ratio(step, *distance);

@@ -17,14 +17,37 @@ const FINALISTS: usize = 6;
 /// Fewest and most points of a run.
 const POINTS_PER_RUN: (usize, usize) = (6, 24);
 
-/// Coordinates of the clock.
+/// Coordinates after the exposures: the clock, and the rate so far.
 const CLOCK: usize = 2;
+/// Length scale of the rate, in nats. It is long because the recorded runs seldom differ in their
+/// rate: what the closed loop misses at one rate, it misses at another that is not far from it.
+const RATE_SCALE: f64 = 4.0;
+/// The same for distances: a rate that was not recorded is far all the same.
+const RATE_REACH: f64 = 1.0;
+const FARTHER: f64 = (RATE_SCALE / RATE_REACH) * (RATE_SCALE / RATE_REACH) - 1.0;
 /// Where no setting helps: what bands measure likeness with.
 const FALLBACK: Setting = Setting {
     exposure: 2.0,
     clock: 0.5,
     noise: 1.0,
 };
+
+/// What the coordinates of curricula are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Basis {
+    /// Steps after which exposures are forgotten.
+    pub(super) horizons: Vec<f64>,
+    pub(super) groups: usize,
+    /// The exponent `q` of the learning rate.
+    pub(super) rate_exponent: f64,
+}
+
+impl Basis {
+    /// Number of coordinates.
+    fn width(&self) -> usize {
+        self.horizons.len() * self.groups + CLOCK
+    }
+}
 
 /// A Gaussian process over curricula: `δ_j(u) = Σ_p k(u, u_p) α_pj`, with the Matérn-3/2 kernel
 /// `k` over what training has seen so far (exposures to each dataset over several horizons) and
@@ -79,26 +102,27 @@ pub(super) struct Missed<'a> {
 impl Correction {
     /// Learns from left-out runs. Leaving a fold out of the process, too, is exact and needs one
     /// inverse for all folds: its errors are `([K⁻¹]_ff)⁻¹ [K⁻¹ y]_f`. Where no setting makes
-    /// them smaller (or it is not wanted) there is no correction and no choice, only the points.
+    /// them smaller by more than a standard error over runs (or it is not wanted) there is no
+    /// correction and no choice, only the points.
     pub(super) fn fit(
         missed: &[Missed<'_>],
-        horizons: &[f64],
-        groups: usize,
+        basis: &Basis,
         tests: usize,
         wanted: bool,
     ) -> (Self, Option<CorrectionChoice>, Vec<LeftOutPoint>) {
         let per_run = (POINTS / missed.len().max(1)).clamp(POINTS_PER_RUN.0, POINTS_PER_RUN.1);
         let (mut points, mut errors) = (Vec::new(), Vec::new());
-        let (mut folds, mut steps) = (Vec::new(), Vec::new());
-        let width = horizons.len() * groups + CLOCK;
+        let (mut folds, mut steps, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        let width = basis.width();
         for run in missed {
-            let coordinates = coordinates(run.inputs, horizons, groups);
+            let coordinates = coordinates(run.inputs, basis);
             for step in spread(run.last, per_run) {
                 points.extend_from_slice(&coordinates[(step - 1) * width..][..width]);
                 errors.extend_from_slice(&run.errors[step * tests..][..tests]);
                 folds.push(run.fold);
                 steps.push(step);
             }
+            ends.push(folds.len());
         }
         let count = folds.len();
         let (mean, mut scale) = standardise(&mut points, width);
@@ -145,7 +169,10 @@ impl Correction {
                 (setting, remaining) = (finalist, left_out);
             }
         }
-        let corrected = after < before;
+        let corrected = clearly_smaller(&remaining, &errors, &ends);
+        if !corrected {
+            (setting, remaining) = (FALLBACK, errors.clone());
+        }
         let weights = if corrected {
             let factored = Cholesky::new(problem.kernel(&setting)).expect("it was factored before");
             factored.solve(&errors).transpose().as_slice().to_vec()
@@ -157,19 +184,19 @@ impl Correction {
                 step: steps[p],
                 distance: (0..count)
                     .filter(|&q| folds[q] != folds[p])
-                    .map(|q| problem.square_distance(&setting, p, q))
+                    .map(|q| {
+                        problem.square_distance(&setting, p, q) + FARTHER * problem.rate[(p, q)]
+                    })
                     .fold(f64::INFINITY, f64::min)
                     .sqrt(),
                 errors: remaining.row(p).iter().copied().collect(),
             })
             .collect();
         // The length scales go into the scales of the coordinates.
-        let stretch = |k: usize| {
-            if k + CLOCK < width {
-                setting.exposure
-            } else {
-                setting.clock
-            }
+        let stretch = |k: usize| match width - k {
+            1 => 1.0,
+            CLOCK => setting.clock,
+            _ => setting.exposure,
         };
         for point in points.chunks_exact_mut(width) {
             for (k, x) in point.iter_mut().enumerate() {
@@ -196,15 +223,19 @@ impl Correction {
         (correction, choice, left_out)
     }
 
-    /// Distance of every step to the nearest recorded point, in length scales, `[steps]`.
-    pub(super) fn distances(&self, inputs: &Inputs, horizons: &[f64], groups: usize) -> Vec<f64> {
+    /// Distance of every step to the nearest recorded point, in length scales (rates in
+    /// [`RATE_REACH`]), `[steps]`.
+    pub(super) fn distances(&self, inputs: &Inputs, basis: &Basis) -> Vec<f64> {
         let width = self.mean.len();
-        coordinates(inputs, horizons, groups)
+        coordinates(inputs, basis)
             .par_chunks_exact(width)
             .map(|at| {
                 let at = self.place(at);
                 (self.points.chunks_exact(width))
-                    .map(|point| square_distance(point, &at))
+                    .map(|point| {
+                        let rate = point[width - 1] - at[width - 1];
+                        square_distance(point, &at) + FARTHER * rate * rate
+                    })
                     .fold(f64::INFINITY, f64::min)
                     .sqrt()
             })
@@ -219,18 +250,12 @@ impl Correction {
     }
 
     /// Adds the correction to simulated losses `[(steps + 1) × tests]`; no loss falls below 0.
-    pub(super) fn apply(
-        &self,
-        inputs: &Inputs,
-        horizons: &[f64],
-        groups: usize,
-        losses: &mut [f64],
-    ) {
+    pub(super) fn apply(&self, inputs: &Inputs, basis: &Basis, losses: &mut [f64]) {
         if self.weights.is_empty() {
             return;
         }
         let width = self.mean.len();
-        let coordinates = coordinates(inputs, horizons, groups);
+        let coordinates = coordinates(inputs, basis);
         let rows = losses[self.tests..].par_chunks_exact_mut(self.tests);
         rows.zip(coordinates.par_chunks_exact(width))
             .for_each(|(losses, at)| {
@@ -250,6 +275,25 @@ impl Correction {
     }
 }
 
+/// Whether errors are smaller than others by more than the standard error of the difference over
+/// runs; `ends[r]` is the first point after run `r`.
+fn clearly_smaller(errors: &DMatrix<f64>, than: &DMatrix<f64>, ends: &[usize]) -> bool {
+    let mut from = 0;
+    let gains: Vec<f64> = ends
+        .iter()
+        .map(|&end| {
+            let square = |m: &DMatrix<f64>| m.rows(from, end - from).norm_squared();
+            let gain = square(than) - square(errors);
+            from = end;
+            gain
+        })
+        .collect();
+    let count = gains.len() as f64;
+    let mean = gains.iter().sum::<f64>() / count;
+    let variance = gains.iter().map(|g| (g - mean) * (g - mean)).sum::<f64>() / (count - 1.0);
+    mean > (variance / count).sqrt()
+}
+
 /// Matérn-3/2 kernel of a squared distance.
 fn matern(square: f64) -> f64 {
     let distance = (3.0 * square).sqrt();
@@ -258,12 +302,12 @@ fn matern(square: f64) -> f64 {
 
 /// What training has seen and how far it has come after every step, `[steps × coordinates]`: the
 /// exposures over each horizon, then the clock.
-fn coordinates(inputs: &Inputs, horizons: &[f64], groups: usize) -> Vec<f64> {
-    let mut exposed = Exposed::new(horizons, groups);
-    let mut out = Vec::with_capacity(inputs.len() * (horizons.len() * groups + CLOCK));
+fn coordinates(inputs: &Inputs, basis: &Basis) -> Vec<f64> {
+    let mut exposed = Exposed::new(&basis.horizons, basis.groups);
+    let mut out = Vec::with_capacity(inputs.len() * basis.width());
     for step in 0..inputs.len() {
-        exposed.step(inputs.shares(step), inputs.rate(step));
-        out.extend_from_slice(exposed.values());
+        exposed.step(inputs.shares(step), inputs.rate(step, basis.rate_exponent));
+        out.extend(exposed.values());
         out.extend_from_slice(&exposed.clock());
     }
     out
@@ -283,8 +327,9 @@ fn spread(last: usize, count: usize) -> Vec<usize> {
     steps
 }
 
-/// Brings coordinates to mean 0; exposures and clock get a root mean square of 1 over all their
-/// coordinates together, each coordinate the same share. Returns means and scales.
+/// Brings coordinates to mean 0; exposures get a root mean square of 1 over all their coordinates
+/// together, each the same share, the clock one of 1, and the rate is in units of its length
+/// scale. Returns means and scales.
 fn standardise(points: &mut [f64], width: usize) -> (Vec<f64>, Vec<f64>) {
     let count = (points.len() / width) as f64;
     let mut mean = vec![0.0; width];
@@ -299,15 +344,17 @@ fn standardise(points: &mut [f64], width: usize) -> (Vec<f64>, Vec<f64>) {
             *sum += (x - mean) * (x - mean) / count;
         }
     }
+    let exposures = width - CLOCK;
     for (k, s) in scale.iter_mut().enumerate() {
-        let share = if k + CLOCK < width {
-            width - CLOCK
-        } else {
-            CLOCK
-        };
         // A coordinate that never moves (a dataset that was never trained) keeps its own unit.
         let deviation = if *s > 1e-18 { s.sqrt() } else { 1.0 };
-        *s = deviation * (share as f64).sqrt();
+        *s = if k < exposures {
+            deviation * (exposures as f64).sqrt()
+        } else if k == exposures {
+            deviation
+        } else {
+            RATE_SCALE
+        };
     }
     for point in points.chunks_exact_mut(width) {
         for ((x, mean), scale) in point.iter_mut().zip(&mean).zip(&scale) {
@@ -333,6 +380,7 @@ struct Setting {
 struct Problem {
     exposure: DMatrix<f64>,
     clock: DMatrix<f64>,
+    rate: DMatrix<f64>,
     /// The points of each fold.
     members: Vec<Vec<usize>>,
     errors: DMatrix<f64>,
@@ -356,7 +404,8 @@ impl Problem {
         let of_fold = |fold: usize| (0..count).filter(|&p| folds[chosen[p]] == fold).collect();
         Self {
             exposure: DMatrix::from_fn(count, count, |p, q| square(p, q, 0..width - CLOCK)),
-            clock: DMatrix::from_fn(count, count, |p, q| square(p, q, width - CLOCK..width)),
+            clock: DMatrix::from_fn(count, count, |p, q| square(p, q, width - CLOCK..width - 1)),
+            rate: DMatrix::from_fn(count, count, |p, q| square(p, q, width - 1..width)),
             members: (0..fold_count)
                 .map(of_fold)
                 .filter(|members: &Vec<usize>| !members.is_empty())
@@ -368,13 +417,14 @@ impl Problem {
     fn square_distance(&self, setting: &Setting, p: usize, q: usize) -> f64 {
         self.exposure[(p, q)] / setting.exposure.powi(2)
             + self.clock[(p, q)] / setting.clock.powi(2)
+            + self.rate[(p, q)]
     }
 
     fn kernel(&self, setting: &Setting) -> DMatrix<f64> {
-        let (exposure, clock) = (setting.exposure.powi(2), setting.clock.powi(2));
-        let mut kernel = self
-            .exposure
-            .zip_map(&self.clock, |e, c| matern(e / exposure + c / clock));
+        let count = self.clock.nrows();
+        let mut kernel = DMatrix::from_fn(count, count, |p, q| {
+            matern(self.square_distance(setting, p, q))
+        });
         for p in 0..kernel.nrows() {
             kernel[(p, p)] += setting.noise;
         }
@@ -427,5 +477,20 @@ mod tests {
             let remaining = errors.select_rows(&own) - predicted;
             assert!((fast.select_rows(&own) - remaining).amax() < 1e-10);
         }
+    }
+
+    #[test]
+    fn a_gain_counts_only_where_most_runs_have_it() {
+        let errors = DMatrix::from_element(8, 1, 1.0);
+        let ends = [2, 4, 6, 8];
+        let better = DMatrix::from_element(8, 1, 0.9);
+        assert!(clearly_smaller(&better, &errors, &ends));
+        // As large a gain on average, but all of it in one run.
+        let mut one = errors.clone();
+        one[(0, 0)] = 0.2;
+        one[(3, 0)] = 1.3;
+        assert!(one.norm() < errors.norm());
+        assert!(!clearly_smaller(&one, &errors, &ends));
+        assert!(!clearly_smaller(&errors, &errors, &ends));
     }
 }

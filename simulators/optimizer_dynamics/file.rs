@@ -2,7 +2,7 @@
 
 use super::algorithm::{NAME, OptimizerDynamicsError, OptimizerDynamicsSimulator};
 use super::bands::Bands;
-use super::correction::Correction;
+use super::correction::{Basis, Correction};
 use super::increments::Increments;
 use super::mean_change::MeanChange;
 use super::model::Model;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use simfluence_core::{Artifact, Simulator, Tensor};
 
 /// Version of the simulator files of this folder.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// Sizes of the tables of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ impl OptimizerDynamicsSimulator {
         }
         let model = &self.model;
         let sizes = Sizes {
-            groups: self.group_count,
+            groups: self.basis.groups,
             components: model.space.rank,
             pushes: model.increments.pushes,
             features: model.increments.features,
@@ -86,7 +86,7 @@ impl OptimizerDynamicsSimulator {
         artifact.set_json("provenance", &self.report);
         artifact.set_json("sizes", &sizes);
         // JSON has no infinity: the horizon of the whole run is null.
-        let horizons: Vec<Option<f64>> = (self.horizons.iter())
+        let horizons: Vec<Option<f64>> = (self.basis.horizons.iter())
             .map(|&h| h.is_finite().then_some(h))
             .collect();
         artifact.set_json("horizons", &horizons);
@@ -141,6 +141,7 @@ impl OptimizerDynamicsSimulator {
         let model = Model {
             memory: report.memory,
             exponent: report.chosen.exponent,
+            rate_exponent: report.chosen.rate_exponent,
             space: ResidualSpace {
                 rank: sizes.components,
                 mean: table("residual_mean", &[m])?,
@@ -194,12 +195,15 @@ impl OptimizerDynamicsSimulator {
             runs: report.support.runs,
         };
         Ok(Self {
-            group_count: sizes.groups,
-            horizons: artifact
-                .json::<Vec<Option<f64>>>("horizons")?
-                .into_iter()
-                .map(|h| h.unwrap_or(f64::INFINITY))
-                .collect(),
+            basis: Basis {
+                horizons: artifact
+                    .json::<Vec<Option<f64>>>("horizons")?
+                    .into_iter()
+                    .map(|h| h.unwrap_or(f64::INFINITY))
+                    .collect(),
+                groups: sizes.groups,
+                rate_exponent: report.chosen.rate_exponent,
+            },
             params,
             model,
             correction: correction("correction", sizes.corrected)?,

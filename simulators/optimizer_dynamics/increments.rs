@@ -19,9 +19,15 @@ pub(super) struct Increments {
     pub(super) b: Vec<f64>,
 }
 
-/// A run's features `[steps × features]`, made from its path.
+/// A run's features `[steps × features]` along the states that it went through, or that a
+/// simulation of it did.
 pub(super) struct Featured<'a> {
+    /// What was recorded.
     pub(super) path: &'a Path,
+    /// Where the increments start from: the recorded losses, or simulated ones.
+    pub(super) states: &'a Path,
+    /// The part of the distance to the recorded losses that a step is to make good.
+    pub(super) pull: f64,
     pub(super) phi: DMatrix<f64>,
 }
 
@@ -47,8 +53,10 @@ impl Increments {
         }
     }
 
-    /// Fits with every penalty: minimises `Σ (ΔL − Φ·a − (F·b) L)² / gap + λ |scaled [a, b]|²`
-    /// over pairs of neighbouring measurements, `gap` steps apart, for every test example.
+    /// Fits with every penalty: minimises
+    /// `Σ (ΔL + γ Σ (L − S) − Φ·a − (F·b) S)² / gap + λ |scaled [a, b]|²` over pairs of
+    /// neighbouring measurements, `gap` steps apart, for every test example; `S` are the states
+    /// that the increments start from (`L` itself where they are the recorded ones), `γ` the pull.
     ///
     /// Pushes and own terms are scaled to a root mean square of 1 each, the products with the
     /// state together, so that a component that hardly moves is held back by the penalty.
@@ -139,11 +147,18 @@ impl Shared {
         let mut own = DMatrix::<f64>::zeros(rows, pushes);
         let mut target = DVector::<f64>::zeros(rows);
         for (row, (run, from, to)) in gaps(runs, test).enumerate() {
-            let Featured { path, phi } = &runs[run];
+            let Featured {
+                path,
+                states,
+                pull,
+                phi,
+            } = &runs[run];
             let weight = 1.0 / f64::from(to - from).sqrt();
             target[row] = weight * (path.at(to, test) - path.at(from, test));
             for step in from..to {
-                let loss = weight * path.at(step, test);
+                let state = states.at(step, test);
+                target[row] += weight * pull * (path.at(step, test) - state);
+                let loss = weight * state;
                 for f in 0..pushes {
                     own[(row, f)] += loss * phi[(step as usize, f)];
                 }

@@ -57,20 +57,20 @@ impl Inputs {
         &self.shares[step * self.group_count..][..self.group_count]
     }
 
-    /// Relative learning rate at a step (0 is the first).
-    pub(super) fn rate(&self, step: usize) -> f64 {
-        self.rates[step]
+    /// Relative learning rate at a step (0 is the first), `(η_t/η_ref)^q`.
+    pub(super) fn rate(&self, step: usize, exponent: f64) -> f64 {
+        self.rates[step].powf(exponent)
     }
 }
 
 /// Exposures to each dataset so far, at the learning rate, forgotten at several paces:
-/// `E_h(t) = (1 − 1/h) E_h(t−1) + (η_t/η_ref) n(t)`, over the horizons `h` (infinite: the sum).
+/// `E_h(t) = (1 − 1/h) E_h(t−1) + (η_t/η_ref)^q n(t)`, over the horizons `h` (infinite: the sum).
 #[derive(Debug, Clone)]
 pub(super) struct Exposed {
     decays: Vec<f64>,
     /// `[horizons × groups]`.
     values: Vec<f64>,
-    /// `Σ η_t/η_ref` so far.
+    /// `Σ (η_t/η_ref)^q` so far.
     spent: f64,
     steps: usize,
 }
@@ -101,13 +101,18 @@ impl Exposed {
         self.steps += 1;
     }
 
-    /// The exposures, horizon by horizon.
-    pub(super) fn values(&self) -> &[f64] {
-        &self.values
+    /// The exposures, horizon by horizon, over the mean rate so far: what was trained on, in
+    /// steps, whatever the rate; the clock has that.
+    pub(super) fn values(&self) -> impl Iterator<Item = f64> + '_ {
+        let mean = self.spent / self.steps.max(1) as f64;
+        let scale = if mean > 0.0 { 1.0 / mean } else { 1.0 };
+        self.values.iter().map(move |value| scale * value)
     }
 
-    /// `ln(½ + Σ η/η_ref)` and `ln t`: how far training has come.
+    /// `ln t`, and the logarithm of the mean of `(η/η_ref)^q` so far: how far training has come,
+    /// and at which rate.
     pub(super) fn clock(&self) -> [f64; 2] {
-        [(self.spent + 0.5).ln(), (self.steps.max(1) as f64).ln()]
+        let steps = self.steps.max(1) as f64;
+        [steps.ln(), ((self.spent + 0.5) / (steps + 0.5)).ln()]
     }
 }

@@ -61,6 +61,8 @@ impl Prepared {
 pub(super) struct Shape {
     pub(super) memory: Memory,
     pub(super) exponent: f64,
+    /// The exponent `q` of the learning rate.
+    pub(super) rate_exponent: f64,
     pub(super) rank: usize,
     pub(super) groups: usize,
     /// Whether pushes fall with the residuals of the datasets.
@@ -74,6 +76,7 @@ pub(super) struct Shape {
 pub(super) struct Model {
     pub(super) memory: Memory,
     pub(super) exponent: f64,
+    pub(super) rate_exponent: f64,
     pub(super) space: ResidualSpace,
     pub(super) readout: Readout,
     pub(super) increments: Increments,
@@ -137,6 +140,8 @@ impl Model {
             .zip(paths)
             .map(|(run, path)| Featured {
                 path,
+                states: path,
+                pull: 0.0,
                 phi: features(shape, &space, &readout, run, path),
             })
             .collect();
@@ -153,6 +158,7 @@ impl Model {
             .map(|increments| Self {
                 memory: shape.memory,
                 exponent: shape.exponent,
+                rate_exponent: shape.rate_exponent,
                 space: space.clone(),
                 readout: readout.clone(),
                 increments,
@@ -161,16 +167,68 @@ impl Model {
             .collect()
     }
 
-    /// What every step changes from where a path stands, `[steps × tests]`.
-    fn increments_along(&self, run: &Prepared, path: &Path) -> Vec<f64> {
-        let shape = Shape {
+    /// Fits the increments again, on the recorded runs and on this model's own simulations of
+    /// them, for every pull `γ`: from a simulated state the increment is to be the recorded one
+    /// plus `γ` times the distance to the recorded state, so that errors fade instead of growing.
+    pub(super) fn refit(
+        &self,
+        runs: &[&Prepared],
+        paths: &[Path],
+        penalty: f64,
+        pulls: &[f64],
+    ) -> Vec<Self> {
+        let shape = self.shape();
+        let features = |run, path| features(shape, &self.space, &self.readout, run, path);
+        let simulated: Vec<Path> = runs
+            .par_iter()
+            .zip(paths)
+            .map(|(run, path)| path.with_losses(self.roll(&run.inputs, path.row(0))))
+            .collect();
+        let mut featured: Vec<Featured<'_>> = runs
+            .par_iter()
+            .zip(paths)
+            .zip(&simulated)
+            .flat_map_iter(|((run, path), simulated)| {
+                [path, simulated].map(|states| Featured {
+                    path,
+                    states,
+                    pull: 0.0,
+                    phi: features(run, states),
+                })
+            })
+            .collect();
+        pulls
+            .iter()
+            .map(|&pull| {
+                for run in featured.iter_mut().skip(1).step_by(2) {
+                    run.pull = pull;
+                }
+                // Twice as many rows: twice the penalty is as strong.
+                let mut increments =
+                    Increments::fit(&featured, self.increments.pushes, &[2.0 * penalty]);
+                Self {
+                    increments: increments.pop().expect("one per penalty"),
+                    ..self.clone()
+                }
+            })
+            .collect()
+    }
+
+    fn shape(&self) -> Shape {
+        Shape {
             memory: self.memory,
             exponent: self.exponent,
+            rate_exponent: self.rate_exponent,
             rank: self.space.rank,
             groups: self.readout.groups,
             saturation: !self.readout.weights.is_empty(),
             state: self.increments.pushes > 0,
-        };
+        }
+    }
+
+    /// What every step changes from where a path stands, `[steps × tests]`.
+    fn increments_along(&self, run: &Prepared, path: &Path) -> Vec<f64> {
+        let shape = self.shape();
         let phi = features(shape, &self.space, &self.readout, run, path);
         let m = self.ceiling.len();
         let mut changes = Vec::with_capacity(phi.nrows() * m);
@@ -195,7 +253,8 @@ impl Model {
         let used = self.increments.features;
         let mut scratch = vec![0.0; 2 * m];
         for step in 0..inputs.len() {
-            pushes.step(&losses, inputs.shares(step), inputs.rate(step), &mut phi);
+            let rate = inputs.rate(step, self.rate_exponent);
+            pushes.step(&losses, inputs.shares(step), rate, &mut phi);
             (self.increments).apply(&phi[..used], &mut losses, &mut scratch);
             for (loss, &ceiling) in losses.iter_mut().zip(&self.ceiling) {
                 *loss = loss.clamp(0.0, ceiling);
@@ -227,7 +286,7 @@ fn features(
         pushes.step(
             path.row(step),
             inputs.shares(step),
-            inputs.rate(step),
+            inputs.rate(step, shape.rate_exponent),
             &mut row,
         );
         for (f, &x) in row[..used].iter().enumerate() {

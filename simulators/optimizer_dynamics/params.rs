@@ -18,6 +18,8 @@ pub enum Ingredient {
     Saturation,
     /// Effects of pushes depend on the state and on the own loss.
     State,
+    /// The second fit, on the simulator's own rollouts.
+    Rollouts,
     /// The Gaussian process over curricula (and with it the stacking).
     Correction,
     /// The mean run as second member.
@@ -26,12 +28,13 @@ pub enum Ingredient {
 
 impl Ingredient {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::LearningRate,
         Self::Memory,
         Self::Normalisation,
         Self::Saturation,
         Self::State,
+        Self::Rollouts,
         Self::Correction,
         Self::Stacking,
     ];
@@ -44,6 +47,7 @@ impl Ingredient {
             Self::Normalisation => "normalisation",
             Self::Saturation => "saturation",
             Self::State => "state",
+            Self::Rollouts => "rollouts",
             Self::Correction => "correction",
             Self::Stacking => "stacking",
         }
@@ -56,12 +60,15 @@ impl Ingredient {
 /// | --- | --- | --- |
 /// | `penalties` | 3, 10, 30, 100, 300, 1 000 | at least 1e-7, at least one |
 /// | `exponents` | 0.25, 0.5 (none for SGD, which does not normalise) | 0 to 1, at least one |
+/// | `rate_exponents` | 0.5, 0.75, 1 | 0 to 1, at least one |
+/// | `pulls` | 0.05, 0.1 | 0 to 1; none: no second fit |
 /// | `rank` | number of datasets, 2 to 8 | at least 1 |
 /// | `without` | nothing | any of [`Ingredient::ALL`] |
 /// | `folds` | 5 | at least 2 |
 /// | `seed` | 0 | any |
 ///
-/// Penalties and exponents are chosen by leave-run-out rollouts where there are several.
+/// Penalties, both kinds of exponents and pulls are chosen by leave-run-out rollouts where there are several;
+/// that there is no second fit is one of the choices.
 ///
 /// ```
 /// use simfluence_simulators::optimizer_dynamics::OptimizerDynamicsParams;
@@ -76,6 +83,8 @@ pub struct OptimizerDynamicsParams {
     pub(super) groups: Vec<u32>,
     pub(super) penalties: Vec<f64>,
     pub(super) exponents: Vec<f64>,
+    pub(super) rate_exponents: Vec<f64>,
+    pub(super) pulls: Vec<f64>,
     pub(super) rank: Option<usize>,
     #[serde(default)]
     pub(super) without: Vec<Ingredient>,
@@ -90,6 +99,8 @@ impl OptimizerDynamicsParams {
             groups,
             penalties: vec![3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0],
             exponents: vec![0.25, 0.5],
+            rate_exponents: vec![0.5, 0.75, 1.0],
+            pulls: vec![0.05, 0.1],
             rank: None,
             without: Vec::new(),
             folds: 5,
@@ -108,6 +119,21 @@ impl OptimizerDynamicsParams {
     #[must_use]
     pub fn exponents(mut self, exponents: Vec<f64>) -> Self {
         self.exponents = exponents;
+        self
+    }
+
+    /// Candidates for the exponent `q` of the learning rate. Where all recorded rates are the
+    /// same, the first is taken.
+    #[must_use]
+    pub fn rate_exponents(mut self, rate_exponents: Vec<f64>) -> Self {
+        self.rate_exponents = rate_exponents;
+        self
+    }
+
+    /// Candidates for the pull `γ` of the second fit, per step.
+    #[must_use]
+    pub fn pulls(mut self, pulls: Vec<f64>) -> Self {
+        self.pulls = pulls;
         self
     }
 
@@ -163,9 +189,18 @@ impl OptimizerDynamicsParams {
                 "at least one, each at least 1e-7 and finite",
             );
         }
-        if self.exponents.is_empty() || !self.exponents.iter().all(|e| (0.0..=1.0).contains(e)) {
-            let got = format!("{:?}", self.exponents);
-            return refuse("exponents", got, "at least one, each from 0 to 1");
+        for (name, exponents) in [
+            ("exponents", &self.exponents),
+            ("rate_exponents", &self.rate_exponents),
+        ] {
+            if exponents.is_empty() || !exponents.iter().all(|e| (0.0..=1.0).contains(e)) {
+                let got = format!("{exponents:?}");
+                return refuse(name, got, "at least one, each from 0 to 1");
+            }
+        }
+        if !self.pulls.iter().all(|pull| (0.0..=1.0).contains(pull)) {
+            let got = format!("{:?}", self.pulls);
+            return refuse("pulls", got, "each from 0 to 1");
         }
         if self.rank == Some(0) {
             return refuse("rank", "0".into(), "at least 1");

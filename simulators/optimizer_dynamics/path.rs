@@ -61,6 +61,16 @@ impl Path {
         path
     }
 
+    /// The same measurements with other losses `[(steps + 1) × tests]`.
+    pub(super) fn with_losses(&self, losses: Vec<f64>) -> Self {
+        debug_assert_eq!(losses.len(), self.losses.len());
+        Self {
+            losses,
+            measured: self.measured.clone(),
+            ..*self
+        }
+    }
+
     /// Neighbouring measurements of a test example.
     pub(super) fn gaps(&self, test: usize) -> Vec<(u32, u32)> {
         let steps = &self.measured[test];

@@ -1,5 +1,6 @@
 //! Tests of the whole simulator on runs whose truth is known.
 
+use super::inputs::Inputs;
 use super::model::{Model, Prepared, Shape};
 use super::*;
 use rand::{RngExt, SeedableRng};
@@ -104,6 +105,14 @@ fn fitted(params: OptimizerDynamicsParams, runs: &[Run]) -> OptimizerDynamicsSim
     (params.check().unwrap())
         .fit(&runs, GROUPS.len(), &NoProgress)
         .unwrap()
+}
+
+fn prepared(runs: &[Run]) -> Vec<Prepared> {
+    let prepare = |run: &Run| {
+        let inputs = Inputs::new(&run.curriculum, &GROUPS, 3, Some(1e-3), "test");
+        Prepared::new(run, inputs.unwrap(), &GROUPS, 3)
+    };
+    runs.iter().map(prepare).collect()
 }
 
 /// Mean squared error over all steps of all runs.
@@ -428,19 +437,13 @@ fn datasets_that_are_no_longer_badly_predicted_push_less() {
     let shape = Shape {
         memory: Memory::of(Some(&MOMENTUM)),
         exponent: 0.0,
+        rate_exponent: 1.0,
         rank: 3,
         groups: 3,
         saturation: true,
         state: true,
     };
-    let prepared: Vec<Prepared> = given
-        .iter()
-        .map(|run| {
-            let inputs =
-                super::inputs::Inputs::new(&run.curriculum, &GROUPS, 3, Some(1e-3), "test");
-            Prepared::new(run, inputs.unwrap(), &GROUPS, 3)
-        })
-        .collect();
+    let prepared = prepared(&given);
     let (models, _) = Model::fit(&prepared.iter().collect::<Vec<_>>(), shape, &[1.0]);
     let rho = |losses: [f64; 3]| {
         let (mut z, mut rho) = (vec![0.0; 3], vec![0.0; 3]);
@@ -451,4 +454,130 @@ fn datasets_that_are_no_longer_badly_predicted_push_less() {
     let truth = 1.0 - (-1.0_f64).exp();
     let read = rho([1.0, 3.0, 3.0])[0];
     assert!((read - truth).abs() < 0.05, "{read} for {truth}");
+}
+
+#[test]
+fn the_second_fit_learns_nothing_from_perfect_rollouts_and_helps_imperfect_ones() {
+    let shape = Shape {
+        memory: Memory::of(Some(&MOMENTUM)),
+        exponent: 0.0,
+        rate_exponent: 1.0,
+        rank: 3,
+        groups: 3,
+        saturation: false,
+        state: true,
+    };
+    let refitted = |runs: &[Run]| {
+        let prepared = prepared(runs);
+        let all: Vec<&Prepared> = prepared.iter().collect();
+        let (models, paths) = Model::fit(&all, shape, &[1e-6]);
+        let mut again = models[0].refit(&all, &paths, 1e-6, &[0.0, 0.3]);
+        let pulled = again.pop().unwrap();
+        (models[0].clone(), again.pop().unwrap(), pulled)
+    };
+    // Its own runs are simulated as they were recorded: the same rows twice, the same solution.
+    let own = own_runs(12);
+    let (first, again, pulled) = refitted(&own);
+    let roll = |model: &Model, run: &Prepared| model.roll(&run.inputs, run.path.row(0));
+    for run in &prepared(&own) {
+        let losses = roll(&first, run);
+        for other in [roll(&again, run), roll(&pulled, run)] {
+            let pairs = losses.iter().zip(&other);
+            let square = pairs.map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / losses.len() as f64;
+            assert!(square < 1e-5, "{square}");
+        }
+    }
+    // A loss that wanders is simulated ever more wrongly; a pull makes errors fade.
+    let noisy = runs(12, 0.6, 31);
+    let (first, _, pulled) = refitted(&noisy);
+    let miss = |model: &Model| -> f64 {
+        let of_run = |run: &Prepared| {
+            let simulated = roll(model, run);
+            let last = simulated.len() - TESTS;
+            let pairs = simulated[last..].iter().zip(run.path.row(STEPS));
+            pairs.map(|(a, b)| (a - b) * (a - b)).sum::<f64>()
+        };
+        prepared(&noisy).iter().map(of_run).sum()
+    };
+    assert!(
+        miss(&pulled) < miss(&first),
+        "{} {}",
+        miss(&pulled),
+        miss(&first)
+    );
+}
+
+/// Runs of constant batches whose rate falls linearly; what a step changes grows with the rate to
+/// the power `exponent`.
+fn runs_with_falling_rates(exponent: f64) -> Vec<Run> {
+    let mut rng = ChaCha8Rng::seed_from_u64(41);
+    (0..16)
+        .map(|id| {
+            let mut steps = curriculum(&mut rng).steps().to_vec();
+            let mut losses = vec![4.0_f32, 3.5, 3.0];
+            for (t, step) in steps.iter_mut().enumerate() {
+                let rate = 2e-3 * (1.0 - t as f32 / STEPS as f32);
+                step.learning_rate = Some(rate);
+                let strength = 0.05 * (f64::from(rate) / 1e-3).powf(exponent);
+                for j in 0..TESTS {
+                    let own = step
+                        .batch
+                        .iter()
+                        .filter(|&&i| GROUPS[i as usize] == j as u32);
+                    let share = own.count() as f64 / step.batch.len() as f64;
+                    let last = losses[t * TESTS + j];
+                    losses.push(last * (1.0 - strength * share) as f32);
+                }
+            }
+            let mut run = run(id, Curriculum::new(steps, GROUPS.len()).unwrap(), losses);
+            run.info.optimizer = Some(Optimizer::Sgd {
+                momentum: 0.0,
+                dampening: 0.0,
+                nesterov: false,
+                weight_decay: 0.0,
+            });
+            run
+        })
+        .collect()
+}
+
+#[test]
+fn the_exponent_of_the_rate_is_found() {
+    for exponent in [0.5, 1.0] {
+        let params = params().penalties(vec![1e-3]).rank(TESTS);
+        let simulator = fitted(params, &runs_with_falling_rates(exponent));
+        let report = simulator.report();
+        assert_eq!(
+            report.chosen.rate_exponent, exponent,
+            "{:?}",
+            report.candidates
+        );
+    }
+}
+
+#[test]
+fn another_rate_moves_the_clock_not_what_was_trained_on() {
+    let mut rng = ChaCha8Rng::seed_from_u64(51);
+    let slow = curriculum(&mut rng);
+    let steps = slow.steps().iter().map(|step| {
+        let rate = step.learning_rate.map(|rate| 2.0 * rate);
+        Step::new(step.batch.clone(), rate)
+    });
+    let fast = Curriculum::new(steps.collect(), GROUPS.len()).unwrap();
+    let exposed = |curriculum: &Curriculum| {
+        let inputs = Inputs::new(curriculum, &GROUPS, 3, Some(1e-3), "test").unwrap();
+        let mut exposed = super::inputs::Exposed::new(&[f64::INFINITY, 8.0], 3);
+        for step in 0..inputs.len() {
+            exposed.step(inputs.shares(step), inputs.rate(step, 1.0));
+        }
+        (exposed.values().collect::<Vec<_>>(), exposed.clock())
+    };
+    let ((slow, slow_clock), (fast, fast_clock)) = (exposed(&slow), exposed(&fast));
+    for (a, b) in slow.iter().zip(&fast) {
+        assert!((a - b).abs() < 1e-6, "{a} {b}");
+    }
+    assert!((slow[..3].iter().sum::<f64>() - STEPS as f64).abs() < 1e-6);
+    assert_eq!(slow_clock[0], fast_clock[0]);
+    let moved = fast_clock[1] - slow_clock[1];
+    assert!((moved - 2.0_f64.ln()).abs() < 0.02, "{moved}");
 }
