@@ -751,6 +751,25 @@ mod tests {
     }
 
     #[test]
+    fn the_edits_of_any_run_are_those_of_a_suite() {
+        let (names, of) = four_datasets();
+        let settings = SuiteSettings {
+            bases: 0,
+            ..SuiteSettings::default()
+        };
+        let base = plan(&DesignSettings::default()).remove(0);
+        let edits = draw_edits(&settings, &base, &names, &of, 5).unwrap();
+        // Dropped, repeated, kept pairs, orders, learning rates.
+        assert_eq!(edits.len(), 4 + 4 + 2 + 2 + 2);
+        for edit in &edits {
+            assert!(edit.id.starts_with("train-000."), "{}", edit.id);
+            assert_eq!(edit.design.edit.as_ref().unwrap().base_run, base.id);
+            assert_eq!(edit.seed, base.seed);
+        }
+        assert_eq!(edits, draw_edits(&settings, &base, &names, &of, 5).unwrap());
+    }
+
+    #[test]
     fn segments_fill_the_run_exactly() {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         for steps in [6, 7, 60, 97] {
