@@ -56,16 +56,51 @@ pub enum Format {
 
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  simfluence plan data/tasks/numbers.toml --out plan.parquet")]
+#[command(
+    after_help = "Examples:\n  simfluence plan data/tasks/numbers.toml --out plan.parquet\n  simfluence plan --after number-runs --runs 4 --out next.parquet\n  simfluence plan --after number-runs --out next.parquet --question \"--drop dataset:length-words\" --question mine.parquet\n\nThe runs of a plan made with --after join the run set with:\n  simfluence record data/tasks/numbers.toml --plan next.parquet --out number-runs"
+)]
 pub struct PlanArgs {
-    /// Task file (TOML) with a [design].
-    pub task: PathBuf,
+    /// Task file (TOML) with a [design]; with --after the one kept in the run set, unless given.
+    #[arg(required_unless_present = "after")]
+    pub task: Option<PathBuf>,
     /// Where the plan goes (Parquet: run, seed, design, … and the columns of `steps`).
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// The task's examples, where the task file reads a table.
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// Which runs next? Chooses those that make the answers to questions surest, after what this
+    /// run set has recorded.
+    #[arg(long, value_name = "RUN_SET")]
+    pub after: Option<PathBuf>,
+    /// How many runs to choose.
+    #[arg(long, default_value_t = 4, requires = "after", value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// How many candidates to draw and choose from.
+    #[arg(long, default_value_t = 200, requires = "after", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pool: u32,
+    /// A question: edits of the base run as `whatif` has them, in quotes, or a curriculum file
+    /// (repeatable; default: the base run, the edits that a counterfactual suite makes of it, and
+    /// diversified runs).
+    #[arg(
+        long,
+        value_name = "EDITS|FILE",
+        requires = "after",
+        allow_hyphen_values = true
+    )]
+    pub question: Vec<String>,
+    /// The recorded run that questions edit (default: an ordinary one drawn from the design).
+    #[arg(long, value_name = "RUN", requires = "after")]
+    pub base: Option<String>,
+    /// The runs that are learned from: ids, globs, ranges, with commas (default: as designed).
+    #[arg(long, value_name = "RUNS", value_delimiter = ',', requires = "after")]
+    pub train_runs: Vec<String>,
+    /// Seed of candidates and questions (default: 0).
+    #[arg(long, requires = "after")]
+    pub seed: Option<u64>,
+    /// How the result is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// Arguments of `record`.

@@ -210,15 +210,23 @@ fn print_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) {
         report.seconds
     );
     println!(
-        "  penalty {}, normalisation exponent {}; error of left-out runs {:.4} nats²",
-        report.chosen.penalty, report.chosen.exponent, report.chosen.mse
+        "  penalty {}, exponents of normalisation {} and rate {}, {} components, {}; error of left-out runs {:.4} nats²",
+        report.chosen.penalty,
+        report.chosen.exponent,
+        report.chosen.rate_exponent,
+        report.chosen.rank,
+        match report.chosen.pull {
+            Some(pull) => format!("second fit with a pull of {pull}"),
+            None => "no second fit".to_owned(),
+        },
+        report.chosen.mse
     );
     match &report.correction {
         Some(choice) => println!(
             "  correction: error of left-out runs {:.4} → {:.4} nats² (length scales {} and {}, noise {})",
             choice.before, choice.after, choice.exposure_scale, choice.clock_scale, choice.noise
         ),
-        None => println!("  no correction: none lowers the error of left-out runs"),
+        None => println!("  no correction: none clearly lowers the error of left-out runs"),
     }
     println!(
         "  closed loop {:.0} %, mean run {:.0} %: error of left-out runs {:.4} nats²",

@@ -11,6 +11,7 @@ mod environment;
 mod fit;
 mod import;
 mod learning_curve;
+mod next_runs;
 mod plan;
 mod progress;
 mod record;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let progress = progress::TerminalProgress::default();
     let result = match &cli.command {
-        Command::Plan(args) => plan::run(args),
+        Command::Plan(args) => plan::run(args, &progress),
         Command::Record(args) => record::run(args, &progress),
         Command::Import(args) => import::run(args),
         Command::Check(args) => check::run(args),

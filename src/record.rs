@@ -32,7 +32,8 @@ mod recording {
         Losses, Recorder, RecorderOptions, RunSet, StepRecord, read_artifact, read_plan,
         write_atomically, write_plan,
     };
-    use std::path::Path;
+    use std::collections::HashMap;
+    use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex, Once};
     use std::time::Instant;
@@ -55,7 +56,7 @@ mod recording {
         let prepared = task.prepare(args.data.as_deref())?;
         let device: Device = args.device.parse()?;
         let set = RunSet::create_or_open(&args.out, &prepared.train, &prepared.test)?;
-        let plan = plan_of(args, &prepared, &set)?;
+        let (plan, kept_plan) = plan_of(args, &prepared, &set)?;
         let mut settings = task.training.clone();
         settings.checkpoint_every = args.resume_every.or(settings.checkpoint_every);
         check_against_recorded(&settings, &set)?;
@@ -70,6 +71,9 @@ mod recording {
         );
         // Only now: what does not fit the run set has been refused.
         keep_task(&args.task, &args.out)?;
+        if let Some(kept) = kept_plan {
+            write_plan(&kept_plan_path(&set), &kept)?;
+        }
         let recording = Recording {
             set: &set,
             fingerprint: base.weights.fingerprint(),
@@ -86,43 +90,71 @@ mod recording {
         recorded
     }
 
-    /// The runs to record: of a plan file, or of the task's design; only those asked for.
+    /// The runs to record: of a plan file, or of the task's design; only those asked for. Besides,
+    /// the plan that the run set is to keep, where that changes.
     fn plan_of(
         args: &RecordArgs,
         prepared: &PreparedTask,
         set: &RunSet,
-    ) -> Result<Vec<PlannedRun>> {
+    ) -> Result<(Vec<PlannedRun>, Option<Vec<PlannedRun>>)> {
         let plan = match &args.plan {
             Some(path) => read_plan(path, prepared.train.len())?,
             None => prepared.task.plan(&prepared.train)?,
         };
-        check_against_kept_plan(&plan, set, prepared.train.len())?;
+        let kept = plan_to_keep(&plan, args.plan.as_deref(), set, prepared.train.len())?;
         if args.runs.is_empty() {
-            return Ok(plan);
+            return Ok((plan, kept));
         }
         let ids: Vec<&str> = plan.iter().map(|r| r.id.as_str()).collect();
         let wanted = RunSelection::parse(&args.runs.join(","))?.select(&ids)?;
-        Ok(wanted.into_iter().map(|k| plan[k].clone()).collect())
+        let wanted = wanted.into_iter().map(|k| plan[k].clone()).collect();
+        Ok((wanted, kept))
     }
 
-    /// A run set is recorded by one plan, so that going on never mixes two designs.
-    fn check_against_kept_plan(
+    fn kept_plan_path(set: &RunSet) -> PathBuf {
+        set.path().join("plan.parquet")
+    }
+
+    /// A run set is recorded by one plan, so that going on never mixes two designs; a plan file
+    /// may add runs with ids of their own to it, such as those of `plan --after`. `None` where the
+    /// kept plan stays as it is.
+    fn plan_to_keep(
         plan: &[PlannedRun],
+        from: Option<&Path>,
         set: &RunSet,
         train_count: usize,
-    ) -> Result<()> {
-        let path = set.path().join("plan.parquet");
+    ) -> Result<Option<Vec<PlannedRun>>> {
+        let path = kept_plan_path(set);
         if !path.exists() {
-            return Ok(write_plan(&path, plan)?);
+            return Ok(Some(plan.to_vec()));
         }
-        if read_plan(&path, train_count)? == plan {
-            return Ok(());
+        let mut kept = read_plan(&path, train_count)?;
+        let known: HashMap<&str, usize> = (kept.iter().enumerate())
+            .map(|(k, run)| (run.id.as_str(), k))
+            .collect();
+        let mut added = Vec::new();
+        for run in plan {
+            match (known.get(run.id.as_str()), from) {
+                (Some(&k), _) if kept[k] == *run => {}
+                (None, Some(_)) => added.push(run.clone()),
+                (Some(_), Some(from)) => bail!(
+                    "{}: {} has a run {} already, with another seed, design or curriculum; give the runs of this plan other ids, or record into another folder",
+                    from.display(),
+                    path.display(),
+                    run.id
+                ),
+                (_, None) => bail!(
+                    "{} was drawn by other settings ([training] steps, batch_size, learning_rate, schedule or [design]); record into another folder, or give the kept plan with --plan {}",
+                    path.display(),
+                    path.display()
+                ),
+            }
         }
-        bail!(
-            "{} was drawn by other settings ([training] steps, batch_size, learning_rate, schedule or [design]); record into another folder, or give the kept plan with --plan {}",
-            path.display(),
-            path.display()
-        )
+        if added.is_empty() {
+            return Ok(None);
+        }
+        kept.extend(added);
+        Ok(Some(kept))
     }
 
     /// The runs of a run set are trained by the same settings, so that they can be compared.

@@ -590,3 +590,142 @@ fn every_attribution_method_scores_a_run_set_and_stands_in_the_comparison() {
     assert_eq!(report["provenance"]["options"]["labels"], "given");
     assert!(report["layers"]["layers"].as_array().unwrap().len() > 5);
 }
+
+#[test]
+fn next_runs_are_chosen_and_join_the_run_set() {
+    let folder = task();
+    let path = folder.path();
+    let runs = "train-*,ordinary-000";
+    succeed(
+        path,
+        &["record", "task.toml", "--out", "runs", "--runs", runs],
+    );
+    let plan = |out: &str, more: &[&str]| {
+        let args = ["plan", "--after", "runs", "--runs", "2", "--pool", "12"];
+        json(
+            path,
+            &[&args[..], &["--out", out, "--format", "json"], more].concat(),
+        )
+    };
+    let answer = plan("next.parquet", &["task.toml"]);
+    let chosen = answer["runs"].as_array().unwrap();
+    // The kept plan is train-000 to train-002, held-out and the suite.
+    assert_eq!(chosen[0]["run"], "train-003");
+    assert_eq!(chosen[1]["run"], "train-004");
+    let number = |value: &Value| value.as_f64().unwrap();
+    assert!(number(&chosen[0]["before"]) == number(&answer["before"]));
+    assert!(number(&chosen[0]["after"]) <= number(&chosen[0]["before"]));
+    assert!(number(&chosen[1]["after"]) <= number(&chosen[1]["before"]));
+    assert_eq!(answer["further"].as_array().unwrap().len(), 2);
+    // The task file kept in the run set says the same, and so does the same seed.
+    assert_eq!(plan("again.parquet", &[])["runs"], answer["runs"]);
+    let bytes = |name: &str| std::fs::read(path.join(name)).unwrap();
+    assert_eq!(bytes("next.parquet"), bytes("again.parquet"));
+
+    let add = [
+        "record",
+        "task.toml",
+        "--out",
+        "runs",
+        "--plan",
+        "next.parquet",
+    ];
+    succeed(path, &add);
+    let report = json(path, &["check", "runs", "--format", "json"]);
+    let ids: Vec<&str> = (report["runs"].as_array().unwrap().iter())
+        .map(|run| run["id"].as_str().unwrap())
+        .collect();
+    assert!(ids.contains(&"train-003") && ids.contains(&"train-004"));
+    // The same again is nothing new, and the task's own design still goes on.
+    succeed(path, &add);
+    succeed(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "runs",
+            "--runs",
+            "held-out-000",
+        ],
+    );
+    // The next round has new ids and knows the runs of this one.
+    let next = plan("third.parquet", &[]);
+    assert_eq!(next["training_runs"], 5);
+    assert_eq!(next["runs"][0]["run"], "train-005");
+
+    // Another curriculum under an id that is taken.
+    let mut other = simfluence::recorder::read_plan(&path.join("third.parquet"), 48).unwrap();
+    other[0].id = "train-003".into();
+    simfluence::recorder::write_plan(&path.join("other.parquet"), &other).unwrap();
+    let message = fail(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "runs",
+            "--plan",
+            "other.parquet",
+        ],
+    );
+    assert!(
+        message.contains("train-003") && message.contains("other ids"),
+        "{message}"
+    );
+
+    // Questions of one's own: edits, edits of a recorded run, a curriculum file.
+    succeed(
+        path,
+        &[
+            "whatif",
+            "runs",
+            "--run",
+            "ordinary-000",
+            "--drop",
+            "length-words",
+            "--curriculum-out",
+            "mine.parquet",
+        ],
+    );
+    let asked = plan(
+        "asked.parquet",
+        &[
+            "--base",
+            "ordinary-000",
+            "--question",
+            "--drop length-words --learning-rate 0.5",
+            "--question",
+            "mine.parquet",
+        ],
+    );
+    assert_eq!(asked["questions"], 2);
+
+    let refused = |more: &[&str]| {
+        let args = ["plan", "--after", "runs", "--out", "x.parquet"];
+        fail(path, &[&args[..], more].concat())
+    };
+    let message = refused(&["--runs", "4", "--pool", "3"]);
+    assert!(message.contains("--pool 3 is smaller"), "{message}");
+    let message = refused(&["--question", "--drop nothing"]);
+    assert!(message.contains("nothing"), "{message}");
+    let message = refused(&["--question", "missing.parquet"]);
+    assert!(message.contains("write edits as `whatif`"), "{message}");
+    let message = refused(&["--base", "no-such-run"]);
+    assert!(message.contains("there is no run"), "{message}");
+    let message = refused(&["--train-runs", "ordinary-000"]);
+    assert!(message.contains("run"), "{message}");
+    let other = TASK.replace("train_per_dataset = 12", "train_per_dataset = 10");
+    std::fs::write(path.join("other.toml"), other).unwrap();
+    let message = refused(&["other.toml"]);
+    assert!(message.contains("other.toml: its examples"), "{message}");
+    let other = TASK.replace("steps = 12", "steps = 13");
+    std::fs::write(path.join("other.toml"), other).unwrap();
+    let message = refused(&["other.toml"]);
+    assert!(message.contains("[training]"), "{message}");
+
+    // A run set without runs.
+    std::fs::remove_dir_all(path.join("runs/runs")).unwrap();
+    let message = refused(&[]);
+    assert!(message.contains("no runs"), "{message}");
+}

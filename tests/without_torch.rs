@@ -177,6 +177,26 @@ fn accuracy_is_shown_against_runs_evaluations_and_ingredients() {
 }
 
 #[test]
+fn next_runs_are_planned_without_a_task_file() {
+    let folder = imported();
+    let args = ["plan", "--after", "runs", "--runs", "2", "--pool", "8"];
+    let out = ["--out", "next.parquet", "--format", "json"];
+    let answer = json(folder.path(), &[&args[..], &["--seed", "3"], &out].concat());
+    assert_eq!(answer["training_runs"], RUNS);
+    assert_eq!(answer["runs"][0]["run"], "train-000");
+    let plan = simfluence::recorder::read_plan(&folder.path().join("next.parquet"), TRAIN);
+    for run in plan.unwrap() {
+        assert_eq!(run.curriculum.len(), STEPS);
+        let steps = run.curriculum.steps();
+        assert!(
+            steps
+                .iter()
+                .all(|s| s.batch.len() == 2 && s.learning_rate.is_none())
+        );
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said_with_what_to_do() {
     let folder = imported();
     let path = folder.path();

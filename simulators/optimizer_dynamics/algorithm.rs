@@ -133,7 +133,7 @@ impl OptimizerDynamicsSimulator {
         &self.params
     }
 
-    fn inputs(&self, curriculum: &Curriculum) -> Result<Inputs, SimulateError> {
+    pub(super) fn inputs(&self, curriculum: &Curriculum) -> Result<Inputs, SimulateError> {
         let (groups, count) = (&self.params.groups, self.basis.groups);
         Inputs::new(curriculum, groups, count, self.report.reference_rate, NAME)
     }

@@ -26,7 +26,7 @@ const RATE_SCALE: f64 = 4.0;
 const RATE_REACH: f64 = 1.0;
 const FARTHER: f64 = (RATE_SCALE / RATE_REACH) * (RATE_SCALE / RATE_REACH) - 1.0;
 /// Where no setting helps: what bands measure likeness with.
-const FALLBACK: Setting = Setting {
+pub(super) const FALLBACK: Setting = Setting {
     exposure: 2.0,
     clock: 0.5,
     noise: 1.0,
@@ -243,7 +243,7 @@ impl Correction {
     }
 
     /// Coordinates in units of the length scales.
-    fn place(&self, at: &[f64]) -> Vec<f64> {
+    pub(super) fn place(&self, at: &[f64]) -> Vec<f64> {
         (at.iter().zip(&self.mean).zip(&self.scale))
             .map(|((x, mean), scale)| (x - mean) / scale)
             .collect()
@@ -295,14 +295,14 @@ fn clearly_smaller(errors: &DMatrix<f64>, than: &DMatrix<f64>, ends: &[usize]) -
 }
 
 /// Matérn-3/2 kernel of a squared distance.
-fn matern(square: f64) -> f64 {
+pub(super) fn matern(square: f64) -> f64 {
     let distance = (3.0 * square).sqrt();
     (1.0 + distance) * (-distance).exp()
 }
 
 /// What training has seen and how far it has come after every step, `[steps × coordinates]`: the
 /// exposures over each horizon, then the clock.
-fn coordinates(inputs: &Inputs, basis: &Basis) -> Vec<f64> {
+pub(super) fn coordinates(inputs: &Inputs, basis: &Basis) -> Vec<f64> {
     let mut exposed = Exposed::new(&basis.horizons, basis.groups);
     let mut out = Vec::with_capacity(inputs.len() * basis.width());
     for step in 0..inputs.len() {
@@ -364,16 +364,16 @@ fn standardise(points: &mut [f64], width: usize) -> (Vec<f64>, Vec<f64>) {
     (mean, scale)
 }
 
-fn square_distance(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn square_distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
 }
 
 /// Length scales and noise.
 #[derive(Debug, Clone, Copy)]
-struct Setting {
+pub(super) struct Setting {
     exposure: f64,
     clock: f64,
-    noise: f64,
+    pub(super) noise: f64,
 }
 
 /// What all settings share: distances between points, the folds, the errors.

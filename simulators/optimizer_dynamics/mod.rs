@@ -29,6 +29,7 @@ mod increments;
 mod inputs;
 mod mean_change;
 mod model;
+mod next_runs;
 mod params;
 mod path;
 mod pushes;
@@ -40,6 +41,7 @@ pub use algorithm::{
 };
 pub use bands::Support;
 pub use correction::CorrectionChoice;
+pub use next_runs::{NextRun, NextRuns, NextRunsError, NextRunsSettings};
 pub use params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 pub use pushes::{Memory, SecondMoment};
 

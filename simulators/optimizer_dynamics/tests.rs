@@ -581,3 +581,54 @@ fn another_rate_moves_the_clock_not_what_was_trained_on() {
     let moved = fast_clock[1] - slow_clock[1];
     assert!((moved - 2.0_f64.ln()).abs() < 0.02, "{moved}");
 }
+
+#[test]
+fn next_runs_depend_on_curricula_not_on_what_came_out() {
+    let recorded = runs(8, 0.05, 21);
+    let otherwise: Vec<Run> = (recorded.iter())
+        .map(|run| {
+            let losses = run.trajectory.values().iter();
+            let losses = losses.map(|l| 0.5 * l + 0.2 * (7.0 * l).sin().abs());
+            let steps = run.trajectory.steps().to_vec();
+            Run {
+                trajectory: Trajectory::new(steps, TESTS, losses.collect()).unwrap(),
+                ..run.clone()
+            }
+        })
+        .collect();
+    let drawn = runs(20, 0.0, 22);
+    let curricula = |runs: &[Run]| -> Vec<Curriculum> {
+        runs.iter().map(|run| run.curriculum.clone()).collect()
+    };
+    let choose = |runs: &[Run], candidates: &[Curriculum], settings: &NextRunsSettings| {
+        let params = params().without(Ingredient::Correction).check().unwrap();
+        let fitted = params
+            .fit(&runs.iter().collect::<Vec<_>>(), GROUPS.len(), &NoProgress)
+            .unwrap();
+        fitted.next_runs(
+            &curricula(runs).iter().collect::<Vec<_>>(),
+            &candidates.iter().collect::<Vec<_>>(),
+            &curricula(&drawn[14..]).iter().collect::<Vec<_>>(),
+            settings,
+        )
+    };
+    // A copy of a recorded run is among the candidates.
+    let mut candidates = curricula(&drawn[..14]);
+    candidates[3] = recorded[0].curriculum.clone();
+    let settings = NextRunsSettings::default();
+    let chosen = choose(&recorded, &candidates, &settings).unwrap();
+    assert_eq!(chosen, choose(&recorded, &candidates, &settings).unwrap());
+    let places = |next: &NextRuns| next.picks.iter().map(|p| p.candidate).collect::<Vec<_>>();
+    let others = choose(&otherwise, &candidates, &settings).unwrap();
+    assert_eq!(places(&chosen), places(&others));
+    assert_ne!(chosen.before(), others.before());
+    assert_eq!(chosen.picks.len(), settings.runs + settings.further);
+    assert!(!places(&chosen)[..settings.runs].contains(&3));
+    assert!(chosen.picks[settings.runs - 1].after() < chosen.random);
+    assert!(chosen.random < chosen.before());
+
+    let none = choose(&recorded, &[], &settings).unwrap_err().to_string();
+    assert!(none.contains("candidate"), "{none}");
+    let few = choose(&recorded, &candidates[..3], &settings).unwrap_err();
+    assert!(few.to_string().contains("4 runs cannot be chosen of 3"));
+}

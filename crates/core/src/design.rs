@@ -440,34 +440,62 @@ fn draw_suite(
     let bases = held_out(true).chain(held_out(false));
     let mut suite = Vec::new();
     for base in bases.take(settings.suite.bases as usize) {
-        for (kind, label, edit) in suite_edits(&settings.suite, base, datasets, dataset_of, rng) {
-            let seed = run_seed(rng);
-            let curriculum =
-                apply(&base.curriculum, &edit, Fill::Resample, seed).map_err(|source| {
-                    DesignError::Suite {
-                        base: base.id.clone(),
-                        label: label.clone(),
-                        source,
-                    }
-                })?;
-            suite.push(PlannedRun {
-                id: format!("{}.{}", base.id, file_name(&label)),
-                // The edit of a run trains with the run's own seed: only the data differ.
-                seed: base.seed,
-                design: RunDesign {
-                    design: "suite".to_owned(),
-                    split: Some(Split::HeldOut),
-                    edit: Some(Edit {
-                        base_run: base.id.clone(),
-                        kind,
-                        label,
-                    }),
-                },
-                curriculum,
-            });
-        }
+        suite.extend(edits_of(&settings.suite, base, datasets, dataset_of, rng)?);
     }
     Ok(suite)
+}
+
+/// Draws the edits that a counterfactual suite makes of one run; [`SuiteSettings::bases`] plays no
+/// part. Datasets as in [`draw_plan`].
+///
+/// # Errors
+/// An edit that cannot be made.
+pub fn draw_edits(
+    settings: &SuiteSettings,
+    base: &PlannedRun,
+    datasets: &[String],
+    dataset_of: &[usize],
+    seed: u64,
+) -> Result<Vec<PlannedRun>, DesignError> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    edits_of(settings, base, datasets, dataset_of, &mut rng)
+}
+
+fn edits_of(
+    settings: &SuiteSettings,
+    base: &PlannedRun,
+    datasets: &[String],
+    dataset_of: &[usize],
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<PlannedRun>, DesignError> {
+    let mut edits = Vec::new();
+    for (kind, label, edit) in suite_edits(settings, base, datasets, dataset_of, rng) {
+        let seed = run_seed(rng);
+        let curriculum =
+            apply(&base.curriculum, &edit, Fill::Resample, seed).map_err(|source| {
+                DesignError::Suite {
+                    base: base.id.clone(),
+                    label: label.clone(),
+                    source,
+                }
+            })?;
+        edits.push(PlannedRun {
+            id: format!("{}.{}", base.id, file_name(&label)),
+            // The edit of a run trains with the run's own seed: only the data differ.
+            seed: base.seed,
+            design: RunDesign {
+                design: "suite".to_owned(),
+                split: Some(Split::HeldOut),
+                edit: Some(Edit {
+                    base_run: base.id.clone(),
+                    kind,
+                    label,
+                }),
+            },
+            curriculum,
+        });
+    }
+    Ok(edits)
 }
 
 fn suite_edits(
@@ -720,6 +748,25 @@ mod tests {
         };
         let error = draw_plan(&settings, &shape(), &names, &of).unwrap_err();
         assert!(error.to_string().contains("design.segments"), "{error}");
+    }
+
+    #[test]
+    fn the_edits_of_any_run_are_those_of_a_suite() {
+        let (names, of) = four_datasets();
+        let settings = SuiteSettings {
+            bases: 0,
+            ..SuiteSettings::default()
+        };
+        let base = plan(&DesignSettings::default()).remove(0);
+        let edits = draw_edits(&settings, &base, &names, &of, 5).unwrap();
+        // Dropped, repeated, kept pairs, orders, learning rates.
+        assert_eq!(edits.len(), 4 + 4 + 2 + 2 + 2);
+        for edit in &edits {
+            assert!(edit.id.starts_with("train-000."), "{}", edit.id);
+            assert_eq!(edit.design.edit.as_ref().unwrap().base_run, base.id);
+            assert_eq!(edit.seed, base.seed);
+        }
+        assert_eq!(edits, draw_edits(&settings, &base, &names, &of, 5).unwrap());
     }
 
     #[test]
