@@ -6,7 +6,8 @@
 use serde_json::{Value, json};
 use simfluence_core::{Artifact, Curriculum, NoProgress, Step, Tensor};
 use simfluence_fitter::{
-    Exposures, FitSettings, Parameters, Penalty, Problem, Sequence, Variant, fit,
+    Exposures, FitSettings, Parameters, Penalty, PenaltySearch, Problem, Sequence, Variant,
+    choose_penalty, fit,
 };
 use std::time::Instant;
 
@@ -22,6 +23,9 @@ fn main() -> Result<(), Failure> {
             tolerance.parse()?,
             repeats.parse()?,
         )?,
+        ["choose", data, tolerance, repeats] => {
+            time_choice(&read(data)?, tolerance.parse()?, repeats.parse()?)?
+        }
         ["simulate", data, repeats] => time_simulation(&read(data)?, repeats.parse()?)?,
         _ => {
             return Err(
@@ -59,14 +63,9 @@ fn curricula(data: &Artifact, train_count: usize) -> Result<Vec<Curriculum>, Fai
     Ok(curricula)
 }
 
-fn time_fit(
-    data: &Artifact,
-    lambda: f64,
-    tolerance: f64,
-    repeats: usize,
-) -> Result<Value, Failure> {
-    let train_count = tensor(data, "train_count")?;
-    let Tensor::U32 { values, .. } = train_count else {
+/// The recorded runs: `losses [runs × evaluations × m]` beside the curricula.
+fn problem(data: &Artifact) -> Result<Problem, Failure> {
+    let Tensor::U32 { values, .. } = tensor(data, "train_count")? else {
         return Err("train_count must be u32".into());
     };
     let n = values[0] as usize;
@@ -86,7 +85,58 @@ fn time_fit(
             measured: None,
         });
     }
-    let problem = Problem::new(n, m, sequences)?;
+    Ok(Problem::new(n, m, sequences)?)
+}
+
+/// One fit with the chosen penalties, and choosing them of six by 5-fold leave-run-out rollouts,
+/// in turns.
+fn time_choice(data: &Artifact, tolerance: f64, repeats: usize) -> Result<Value, Failure> {
+    let problem = problem(data)?;
+    let all = problem.all_sequences();
+    let grid = (-3..=2).map(|exponent| {
+        let lambda = 10f64.powi(exponent);
+        Penalty {
+            a: lambda,
+            b: lambda,
+        }
+    });
+    let search = PenaltySearch {
+        grid: grid.collect(),
+        ..PenaltySearch::default()
+    };
+    let mut settings = FitSettings::new(search.grid[0]);
+    settings.tolerance = tolerance;
+    let choose = |settings: &FitSettings| {
+        choose_penalty(&problem, &all, &all, settings, &search, &NoProgress)
+    };
+    let mut choice = choose(&settings)?;
+    settings.penalty = choice.best;
+    let (mut fit_seconds, mut choice_seconds) = (Vec::new(), Vec::new());
+    for _ in 0..repeats {
+        let start = Instant::now();
+        fit(&problem, &all, &settings, &NoProgress)?;
+        fit_seconds.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        choice = choose(&settings)?;
+        choice_seconds.push(start.elapsed().as_secs_f64());
+    }
+    let errors: Vec<Option<f64>> = choice.table.iter().map(|row| row.mse).collect();
+    Ok(json!({
+        "fit_seconds": fit_seconds,
+        "choice_seconds": choice_seconds,
+        "best": choice.best,
+        "errors": errors,
+        "peak_rss_mb": peak_rss_mb(),
+    }))
+}
+
+fn time_fit(
+    data: &Artifact,
+    lambda: f64,
+    tolerance: f64,
+    repeats: usize,
+) -> Result<Value, Failure> {
+    let problem = problem(data)?;
     let mut settings = FitSettings::new(Penalty {
         a: lambda,
         b: lambda,
