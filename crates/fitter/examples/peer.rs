@@ -3,6 +3,7 @@
 //! `peer fit DATA LAMBDA TOLERANCE REPEATS` and `peer simulate DATA REPEATS`; `DATA` is a safetensors
 //! file. Prints one line of JSON.
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use simfluence_core::{Artifact, Curriculum, NoProgress, Step, Tensor};
 use simfluence_fitter::{
@@ -10,6 +11,9 @@ use simfluence_fitter::{
     choose_penalty, fit,
 };
 use std::time::Instant;
+
+const USAGE: &str = "usage: peer fit DATA LAMBDA TOLERANCE REPEATS | peer choose DATA TOLERANCE \
+                     REPEATS | peer simulate DATA REPEATS | peer triad REPEATS";
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -27,11 +31,8 @@ fn main() -> Result<(), Failure> {
             time_choice(&read(data)?, tolerance.parse()?, repeats.parse()?)?
         }
         ["simulate", data, repeats] => time_simulation(&read(data)?, repeats.parse()?)?,
-        _ => {
-            return Err(
-                "usage: peer fit DATA LAMBDA TOLERANCE REPEATS | peer simulate DATA REPEATS".into(),
-            );
-        }
+        ["triad", repeats] => time_triad(repeats.parse()?),
+        _ => return Err(USAGE.into()),
     };
     println!("{result}");
     Ok(())
@@ -175,6 +176,29 @@ fn time_simulation(data: &Artifact, repeats: usize) -> Result<Value, Failure> {
     }
     let end = last[last.len() - m..].to_vec();
     Ok(json!({ "seconds": seconds[1..], "final": end, "peak_rss_mb": peak_rss_mb() }))
+}
+
+/// STREAM's triad `a ← b + s c` on all cores, on arrays of 256 MiB: bytes per second, counting
+/// the two reads and the write as STREAM does.
+fn time_triad(repeats: usize) -> Value {
+    const LENGTH: usize = 1 << 25;
+    /// Elements that a core works on at a time.
+    const SHARE: usize = 1 << 16;
+    let (b, c) = (vec![1.0f64; LENGTH], vec![2.0f64; LENGTH]);
+    let mut a = vec![0.0f64; LENGTH];
+    let mut rates = Vec::new();
+    for _ in 0..=repeats {
+        let start = Instant::now();
+        let inputs = b.par_chunks(SHARE).zip(c.par_chunks(SHARE));
+        a.par_chunks_mut(SHARE).zip(inputs).for_each(|(a, (b, c))| {
+            for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
+                *a = b + 3.0 * c;
+            }
+        });
+        rates.push(3.0 * 8.0 * LENGTH as f64 / start.elapsed().as_secs_f64());
+    }
+    assert!(a.iter().all(|&a| a == 7.0));
+    json!({ "bytes_per_second": rates[1..] })
 }
 
 /// Largest resident memory of this process so far (Linux; `None` elsewhere).

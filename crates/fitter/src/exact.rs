@@ -41,14 +41,36 @@ pub(crate) struct Solved<const N: usize> {
     pub objective: [f64; N],
 }
 
-/// Solves a block, from `start` if given. `first` is the test example of lane 0.
+/// Where a solution begins.
+pub(crate) struct Start<const N: usize> {
+    /// `d`, `[n × K]`.
+    pub parameters: Vec<[f64; N]>,
+    /// `Φᵀ y − (Φᵀ Φ + Λ) d`, `[n × K]`.
+    pub residual: Vec<[f64; N]>,
+}
+
+/// Solves a block. `first` is the test example of lane 0.
 pub(crate) fn solve<const K: usize, const N: usize>(
     block: &Block<K, N>,
     rows: &Rows,
     target: &Target,
-    start: Option<&[[f64; N]]>,
     first: usize,
 ) -> Result<Solved<N>, FitError> {
+    let start = Start {
+        parameters: vec![[0.0; N]; block.right_side.len()],
+        residual: block.right_side.clone(),
+    };
+    Ok(solve_from(block, rows, target, start, first)?.0)
+}
+
+/// As [`solve`], from `start`; gives the residual of the solution as well.
+pub(crate) fn solve_from<const K: usize, const N: usize>(
+    block: &Block<K, N>,
+    rows: &Rows,
+    target: &Target,
+    start: Start<N>,
+    first: usize,
+) -> Result<(Solved<N>, Vec<[f64; N]>), FitError> {
     let penalty = target.penalty.of(target.form.variant);
     let mut state = dispatch(Refinement {
         block,
@@ -60,7 +82,7 @@ pub(crate) fn solve<const K: usize, const N: usize>(
     let mut replaced = false;
     for lane in 0..N {
         // A NaN is unsolved as well.
-        let solved = state.residual[lane] <= (10.0 * target.tolerance).max(ROUNDING);
+        let solved = state.relative[lane] <= (10.0 * target.tolerance).max(ROUNDING);
         if !solved {
             let solution = solve_dense(block, rows, target, &state, lane, first + lane)?;
             for (p, value) in state.parameters.iter_mut().zip(solution) {
@@ -70,18 +92,20 @@ pub(crate) fn solve<const K: usize, const N: usize>(
         }
     }
     if replaced {
-        state.objective = dispatch(Objective {
+        state.objective = dispatch(Residual {
             block,
             rows,
             penalty,
             parameters: &state.parameters,
+            residual: &mut state.residual,
         });
     }
-    Ok(Solved {
+    let solved = Solved {
         parameters: state.parameters,
         iterations: state.iterations,
         objective: state.objective,
-    })
+    };
+    Ok((solved, state.residual))
 }
 
 /// The solution of a lane that the gradients did not solve.
@@ -98,7 +122,7 @@ fn solve_dense<const K: usize, const N: usize>(
             test,
             solver: "exact",
             iterations: state.iterations[lane],
-            residual: state.residual[lane],
+            residual: state.relative[lane],
             tolerance: target.tolerance,
         });
     }
@@ -110,21 +134,23 @@ fn solve_dense<const K: usize, const N: usize>(
     })
 }
 
-/// The objective at `d` per test example.
-pub(crate) struct Objective<'a, const K: usize, const N: usize> {
+/// The residual `Φᵀ y − (Φᵀ Φ + Λ) d`; gives the objective at `d` per test example.
+pub(crate) struct Residual<'a, const K: usize, const N: usize> {
     pub block: &'a Block<K, N>,
     pub rows: &'a Rows,
     pub penalty: [f64; 2],
     pub parameters: &'a [[f64; N]],
+    pub residual: &'a mut [[f64; N]],
 }
 
-impl<const K: usize, const N: usize> Kernel for Objective<'_, K, N> {
+impl<const K: usize, const N: usize> Kernel for Residual<'_, K, N> {
     type Output = [f64; N];
 
     #[inline(always)]
     fn run<M: MulAdd>(self) -> [f64; N] {
+        let exposures = &self.rows.exposures;
         self.block
-            .objective::<M>(&self.rows.exposures, &self.penalty, self.parameters)
+            .residual::<M>(exposures, &self.penalty, self.parameters, self.residual)
     }
 }
 
@@ -135,14 +161,16 @@ struct Refinement<'a, const K: usize, const N: usize> {
     rows: &'a Rows,
     penalty: [f64; 2],
     target: &'a Target,
-    start: Option<&'a [[f64; N]]>,
+    start: Start<N>,
 }
 
 struct Reached<const N: usize> {
     parameters: Vec<[f64; N]>,
     iterations: [u64; N],
-    /// True residual over the right side, both in the norm of the preconditioner.
-    residual: [f64; N],
+    /// The true residual.
+    residual: Vec<[f64; N]>,
+    /// Its norm over that of the right side, both in the norm of the preconditioner.
+    relative: [f64; N],
     objective: [f64; N],
 }
 
@@ -151,63 +179,47 @@ impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
 
     #[inline(always)]
     fn run<M: MulAdd>(self) -> Reached<N> {
-        let block = self.block;
-        let inverse = invert_blocks::<K, N>(&block.diagonal, &self.penalty);
+        let Self {
+            block,
+            rows,
+            penalty,
+            target,
+            start,
+        } = self;
+        let Start {
+            parameters: mut x,
+            residual: mut r,
+        } = start;
+        let inverse = invert_blocks::<K, N>(&block.diagonal, &penalty);
         let scale = norm::<K, N, M>(&inverse, &block.right_side);
-        let mut engine = Engine::single(block, self.rows, self.penalty, &inverse);
-        let mut r = block.right_side.clone();
-        let mut x = vec![[0.0; N]; r.len()];
-        let mut objective = None;
-        if let Some(start) = self.start {
-            x.copy_from_slice(start);
-            objective = Some(self.residual::<M>(&x, &mut r));
-        }
         let mut norms = norm::<K, N, M>(&inverse, &r);
-        let mut iterations = [0; N];
+        let mut engine = Engine::single(block, rows, penalty, &inverse);
+        let (mut objective, mut iterations) = (None, [0; N]);
         for _ in 0..CORRECTIONS {
-            let goal = self.goal(&norms, &scale);
+            let goal = Goal::new(target, &norms, &scale);
             if goal.units == [0.0; N] {
                 break;
             }
             let used = engine.correct::<M>(&mut x, &r, &goal);
             iterations = std::array::from_fn(|l| iterations[l] + used[l]);
-            objective = Some(self.residual::<M>(&x, &mut r));
+            objective = Some(block.residual::<M>(&rows.exposures, &penalty, &x, &mut r));
             let before = std::mem::replace(&mut norms, norm::<K, N, M>(&inverse, &r));
             let stalled = |l: usize| goal.units[l] > 0.0 && norms[l] > STALLED * before[l];
             if (0..N).any(stalled) {
-                engine = Engine::double(block, self.rows, self.penalty, &inverse);
+                engine = Engine::double(block, rows, penalty, &inverse);
             }
         }
+        let objective = match objective {
+            Some(objective) => objective,
+            None => block.residual::<M>(&rows.exposures, &penalty, &x, &mut r),
+        };
         Reached {
-            objective: objective.unwrap_or_else(
-                #[inline(always)]
-                || self.residual::<M>(&x, &mut r),
-            ),
             parameters: x,
             iterations,
-            residual: std::array::from_fn(|l| relative(norms[l], scale[l])),
+            residual: r,
+            relative: std::array::from_fn(|l| relative(norms[l], scale[l])),
+            objective,
         }
-    }
-}
-
-impl<const K: usize, const N: usize> Refinement<'_, K, N> {
-    /// What the next correction has to do, from the squared norms of residual and right side.
-    #[inline(always)]
-    fn goal(&self, norms: &[f64; N], scale: &[f64; N]) -> Goal<N> {
-        let residual: [f64; N] = std::array::from_fn(|l| relative(norms[l], scale[l]));
-        let wanted = |l: usize| residual[l] > self.target.tolerance * SLACK;
-        Goal {
-            units: std::array::from_fn(|l| if wanted(l) { norms[l].sqrt() } else { 0.0 }),
-            reduction: residual.map(|r| (self.target.tolerance / r).clamp(RESOLVED, 1.0)),
-            max_iterations: self.target.max_iterations,
-        }
-    }
-
-    /// `r ← Φᵀ y − (Φᵀ Φ + Λ) x`; gives the objective at `x`.
-    #[inline(always)]
-    fn residual<M: MulAdd>(&self, x: &[[f64; N]], r: &mut [[f64; N]]) -> [f64; N] {
-        self.block
-            .residual::<M>(&self.rows.exposures, &self.penalty, x, r)
     }
 }
 
@@ -218,6 +230,20 @@ struct Goal<const N: usize> {
     /// To what share of them they are to be reduced.
     reduction: [f64; N],
     max_iterations: u64,
+}
+
+impl<const N: usize> Goal<N> {
+    /// From the squared norms of residual and right side.
+    #[inline(always)]
+    fn new(target: &Target, norms: &[f64; N], scale: &[f64; N]) -> Self {
+        let residual: [f64; N] = std::array::from_fn(|l| relative(norms[l], scale[l]));
+        let wanted = |l: usize| residual[l] > target.tolerance * SLACK;
+        Self {
+            units: std::array::from_fn(|l| if wanted(l) { norms[l].sqrt() } else { 0.0 }),
+            reduction: residual.map(|r| (target.tolerance / r).clamp(RESOLVED, 1.0)),
+            max_iterations: target.max_iterations,
+        }
+    }
 }
 
 /// The precision that corrections are computed in.

@@ -151,30 +151,6 @@ impl<const K: usize, const N: usize> Block<K, N> {
         total
     }
 
-    /// The objective at `d`, per test example.
-    #[inline(always)]
-    pub fn objective<M: MulAdd>(
-        &self,
-        exposures: &Exposures,
-        penalty: &[f64; 2],
-        d: &[[f64; N]],
-    ) -> [f64; N] {
-        let mut total = [0.0; N];
-        for (row, coefficients) in self.coefficients.chunks_exact(K).enumerate() {
-            let (ids, values) = exposures.entries(row);
-            let explained = predict::<f64, K, N, M>(ids, values, coefficients, d);
-            let rest: [f64; N] = std::array::from_fn(|l| self.targets[row][l] - explained[l]);
-            accumulate::<f64, N, M>(&mut total, &rest, &rest);
-        }
-        for terms in d.chunks_exact(K) {
-            for k in 0..K {
-                let penalised: [f64; N] = std::array::from_fn(|l| penalty[k] * terms[k][l]);
-                accumulate::<f64, N, M>(&mut total, &penalised, &terms[k]);
-            }
-        }
-        total
-    }
-
     /// Whether test example `lane` has a measured row with training example `id` in it.
     pub fn has_seen(&self, id: usize, lane: usize) -> bool {
         let size = triangle(K);
