@@ -13,7 +13,8 @@ use simfluence_fitter::{
 use std::time::Instant;
 
 const USAGE: &str = "usage: peer fit DATA LAMBDA TOLERANCE REPEATS | peer choose DATA TOLERANCE \
-                     REPEATS | peer simulate DATA REPEATS | peer triad REPEATS";
+                     REPEATS | peer simulate DATA REPEATS | peer what-ifs DATA COUNT REPEATS | peer triad \
+                     REPEATS";
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -31,6 +32,9 @@ fn main() -> Result<(), Failure> {
             time_choice(&read(data)?, tolerance.parse()?, repeats.parse()?)?
         }
         ["simulate", data, repeats] => time_simulation(&read(data)?, repeats.parse()?)?,
+        ["what-ifs", data, count, repeats] => {
+            time_what_ifs(&read(data)?, count.parse()?, repeats.parse()?)?
+        }
         ["triad", repeats] => time_triad(repeats.parse()?),
         _ => return Err(USAGE.into()),
     };
@@ -159,11 +163,17 @@ fn time_fit(
     }))
 }
 
-fn time_simulation(data: &Artifact, repeats: usize) -> Result<Value, Failure> {
+/// The parameters `A` and `B` `[n × m]`, and `n`.
+fn parameters(data: &Artifact) -> Result<(Parameters, usize), Failure> {
     let shape = tensor(data, "A")?.shape().to_vec();
     let (n, m) = (shape[0], shape[1]);
     let (a, b) = (data.f64s("A", &shape)?, data.f64s("B", &shape)?);
-    let parameters = Parameters::from_tables(Variant::Linear, n, m, a, b);
+    Ok((Parameters::from_tables(Variant::Linear, n, m, a, b), n))
+}
+
+fn time_simulation(data: &Artifact, repeats: usize) -> Result<Value, Failure> {
+    let (parameters, n) = parameters(data)?;
+    let m = parameters.test_count();
     let curriculum = &curricula(data, n)?[0];
     let initial = data.f32s("initial", &[m])?;
     let mut seconds = Vec::new();
@@ -176,6 +186,44 @@ fn time_simulation(data: &Artifact, repeats: usize) -> Result<Value, Failure> {
     }
     let end = last[last.len() - m..].to_vec();
     Ok(json!({ "seconds": seconds[1..], "final": end, "peak_rss_mb": peak_rss_mb() }))
+}
+
+/// The losses at the end of `count` edits of one run (each with one step replaced, at places spread
+/// evenly over it), one after the other and all at once, in turns.
+fn time_what_ifs(data: &Artifact, count: usize, repeats: usize) -> Result<Value, Failure> {
+    let (parameters, n) = parameters(data)?;
+    let base = Exposures::from_curriculum(&curricula(data, n)?[0], n)?;
+    let initial = data.f32s("initial", &[parameters.test_count()])?;
+    let edit = |edit: usize| {
+        let changed = edit * base.len() / count;
+        let mut edited = Exposures::new(n);
+        for step in 0..base.len() {
+            if step == changed {
+                edited.push([((edit * 7919 % n) as u32, 1.0)])?;
+            } else {
+                edited.push(base.row(step))?;
+            }
+        }
+        Ok::<_, simfluence_fitter::FitError>(edited)
+    };
+    let edits: Vec<Exposures> = (0..count).map(edit).collect::<Result<_, _>>()?;
+    let (mut alone, mut together) = (Vec::new(), Vec::new());
+    for _ in 0..repeats {
+        let start = Instant::now();
+        let mut expected = Vec::new();
+        for edit in &edits {
+            let table = parameters.simulate(edit, initial);
+            expected.extend_from_slice(&table[table.len() - parameters.test_count()..]);
+        }
+        alone.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        let got = parameters.last_losses(&edits, initial);
+        together.push(start.elapsed().as_secs_f64());
+        if got != expected {
+            return Err("what-ifs at once differ from what-ifs alone".into());
+        }
+    }
+    Ok(json!({ "alone_seconds": alone, "seconds": together, "peak_rss_mb": peak_rss_mb() }))
 }
 
 /// STREAM's triad `a ← b + s c` on all cores, on arrays of 256 MiB: bytes per second, counting
