@@ -44,7 +44,7 @@ SIMULATIONS = [
 WHAT_IFS = 1000
 SCALE_BASE = (20000, 125, 25000, 8)
 SCALE_FULL = (20000, 1000, 100000, 16)
-PARTS = ["simulate", "what-ifs", "fit", "choose", "scale"]
+PARTS = ["fit", "choose", "what-ifs", "simulate", "scale"]
 
 
 def ours(rust, *arguments, example="peer"):
@@ -229,11 +229,7 @@ def main():
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        if "simulate" in arguments.only:
-            for shape in SIMULATIONS:
-                compare_simulation(arguments.rust, folder, *shape)
-        if "what-ifs" in arguments.only:
-            compare_what_ifs(arguments.rust, folder, *SIMULATIONS[0])
+        # The fits first: the peak memory of this process is that of its largest part so far.
         if "fit" in arguments.only:
             for shape in FITS:
                 for penalty in arguments.penalty:
@@ -241,6 +237,11 @@ def main():
         if "choose" in arguments.only:
             for shape in FITS:
                 compare_choice(arguments.rust, folder, shape)
+        if "what-ifs" in arguments.only:
+            compare_what_ifs(arguments.rust, folder, *SIMULATIONS[0])
+        if "simulate" in arguments.only:
+            for shape in SIMULATIONS:
+                compare_simulation(arguments.rust, folder, *shape)
     if "scale" in arguments.only:
         scale(arguments.rust)
 
