@@ -91,11 +91,18 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
             default_simulator(args, &open, &split.train, progress)?
         }
     };
-    let simulated_now = simulator.simulate(&base.curriculum, initial)?;
     let banded = simulator.simulate_banded(&edited, initial, args.level)?;
-    let simulated_then = match &banded {
-        Some(banded) => banded.simulated.clone(),
-        None => simulator.simulate(&edited, initial)?,
+    let (simulated_now, simulated_then) = match &banded {
+        Some(banded) => (
+            simulator.simulate(&base.curriculum, initial)?,
+            banded.simulated.clone(),
+        ),
+        None => {
+            let both = simulator.simulate_many(&[&base.curriculum, &edited], initial)?;
+            let [now, then] = <[Trajectory; 2]>::try_from(both)
+                .map_err(|_| anyhow::anyhow!("a simulation per curriculum"))?;
+            (now, then)
+        }
     };
     let really = if args.verify {
         Some(verify(args, &open, base, &edited, progress)?)

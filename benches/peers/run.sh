@@ -10,5 +10,5 @@ if ! cmp -s benches/peers/requirements.txt "$venv/requirements.txt"; then
     "$venv/bin/pip" install --quiet --requirement benches/peers/requirements.txt
     cp benches/peers/requirements.txt "$venv/requirements.txt"
 fi
-cargo build --release --workspace --example peer
-exec "$venv/bin/python" benches/peers/run.py --rust "${CARGO_TARGET_DIR:-target}/release/examples/peer" "$@"
+cargo build --release --package simfluence-fitter --example peer --example scale
+exec "$venv/bin/python" benches/peers/run.py --rust "${CARGO_TARGET_DIR:-target}/release/examples" "$@"

@@ -1,5 +1,5 @@
-//! Fit and simulation of Simfluence-Linear at the sizes that the project compares with its peers
-//! (`benches/peers`), from recorded runs to a simulator and from a curriculum to a trajectory.
+//! Fit and simulation at the sizes that the project compares with its peers (`benches/peers`), from
+//! recorded runs to a simulator and from a curriculum to a trajectory.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand::{RngExt, SeedableRng};
@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use simfluence_core::{
     Curriculum, Fit, NoProgress, Run, RunInfo, RunStatus, Simulator, Step, Trajectory,
 };
+use simfluence_simulators::optimizer_dynamics::OptimizerDynamicsParams;
 use simfluence_simulators::simfluence::{Lambda, Penalty, PenaltySearch, SimfluenceParams};
 use std::hint::black_box;
 
@@ -26,7 +27,7 @@ fn runs(n: usize, m: usize, runs: usize, steps: usize, batch: usize) -> Vec<Run>
                     let noise = rng.random_range(-0.03..0.03);
                     losses.push(last - push / batch as f32 * (last - 0.3) + noise);
                 }
-                curriculum.push(Step::new(members, None));
+                curriculum.push(Step::new(members, Some(1e-3)));
             }
             Run {
                 id: format!("run-{r:03}"),
@@ -99,5 +100,69 @@ fn simulate(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, fit, simulate);
+/// A hundred edits of one run, each with one step replaced, at once and one by one.
+fn what_ifs(criterion: &mut Criterion) {
+    let (n, m, steps, batch, count) = (2000, 200, 500, 8, 100);
+    let recorded = runs(n, m, 1, steps, batch);
+    let params = SimfluenceParams::new()
+        .lambda(Lambda::Fixed(Penalty { a: 1.0, b: 1.0 }))
+        .check()
+        .expect("valid");
+    let simulator = params.fit(&[&recorded[0]], n, &NoProgress).expect("a fit");
+    let initial = recorded[0].trajectory.initial().expect("complete");
+    let edits: Vec<Curriculum> = (0..count)
+        .map(|edit| {
+            let mut edited = recorded[0].curriculum.steps().to_vec();
+            edited[edit * steps / count] = Step::new(vec![(edit * 19 % n) as u32], Some(1e-3));
+            Curriculum::new(edited, n).expect("ids are in range")
+        })
+        .collect();
+    let edits: Vec<&Curriculum> = edits.iter().collect();
+    let mut group = criterion.benchmark_group("what_ifs");
+    group.sample_size(10);
+    let size = format!("n{n}_m{m}_steps{steps}_batch{batch}_count{count}");
+    group.bench_function(format!("at_once_{size}"), |b| {
+        b.iter(|| simulator.simulate_many(black_box(&edits), initial));
+    });
+    group.bench_function(format!("one_by_one_{size}"), |b| {
+        b.iter(|| {
+            let each = black_box(&edits).iter();
+            each.map(|edit| simulator.simulate(edit, initial))
+                .collect::<Result<Vec<_>, _>>()
+        });
+    });
+    group.finish();
+}
+
+fn optimizer_dynamics(criterion: &mut Criterion) {
+    let (n, m, count, steps, batch) = (200, 100, 22, 96, 4);
+    let recorded = runs(n, m, count, steps, batch);
+    let recorded: Vec<&Run> = recorded.iter().collect();
+    let datasets = (0..n as u32).map(|i| i % 4).collect();
+    let params = OptimizerDynamicsParams::new(datasets)
+        .check()
+        .expect("valid");
+    let mut group = criterion.benchmark_group("optimizer_dynamics");
+    group.sample_size(10);
+    let size = format!("n{n}_m{m}_runs{count}_steps{steps}_batch{batch}");
+    group.bench_function(format!("fit_{size}"), |b| {
+        b.iter(|| {
+            params
+                .fit(black_box(&recorded), n, &NoProgress)
+                .expect("a fit")
+        });
+    });
+    let simulator = params.fit(&recorded, n, &NoProgress).expect("a fit");
+    let initial = recorded[0].trajectory.initial().expect("complete");
+    group.bench_function(format!("simulate_m{m}_steps{steps}_batch{batch}"), |b| {
+        b.iter(|| {
+            simulator
+                .simulate(black_box(&recorded[0].curriculum), initial)
+                .expect("fits")
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, fit, simulate, what_ifs, optimizer_dynamics);
 criterion_main!(benches);

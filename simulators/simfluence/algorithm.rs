@@ -195,6 +195,29 @@ impl SimfluenceSimulator {
     }
 }
 
+impl SimfluenceSimulator {
+    fn exposures(
+        &self,
+        curriculum: &Curriculum,
+        initial: &[f32],
+    ) -> Result<Exposures, SimulateError> {
+        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
+        Exposures::from_curriculum(curriculum, self.train_count())
+            .map_err(|e| SimulateError::Other(e.to_string()))
+    }
+
+    /// The losses after `0..=T` steps as a trajectory.
+    fn trajectory(
+        &self,
+        curriculum: &Curriculum,
+        losses: Vec<f32>,
+    ) -> Result<Trajectory, SimulateError> {
+        let steps = (0..=curriculum.len() as u32).collect();
+        Trajectory::new(steps, self.test_count(), losses)
+            .map_err(|e| SimulateError::Other(e.to_string()))
+    }
+}
+
 impl Simulator for SimfluenceSimulator {
     fn name(&self) -> &str {
         name(self.parameters.variant())
@@ -213,13 +236,25 @@ impl Simulator for SimfluenceSimulator {
         curriculum: &Curriculum,
         initial: &[f32],
     ) -> Result<Trajectory, SimulateError> {
-        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
-        let other = |problem: String| SimulateError::Other(problem);
-        let exposures = Exposures::from_curriculum(curriculum, self.train_count())
-            .map_err(|e| other(e.to_string()))?;
-        let losses = self.parameters.simulate(&exposures, initial);
-        let steps = (0..=curriculum.len() as u32).collect();
-        Trajectory::new(steps, self.test_count(), losses).map_err(|e| other(e.to_string()))
+        let exposures = self.exposures(curriculum, initial)?;
+        self.trajectory(curriculum, self.parameters.simulate(&exposures, initial))
+    }
+
+    /// Simulates steps that begin several curricula once, with the same result to the bit.
+    fn simulate_many(
+        &self,
+        curricula: &[&Curriculum],
+        initial: &[f32],
+    ) -> Result<Vec<Trajectory>, SimulateError> {
+        let exposures: Result<Vec<Exposures>, SimulateError> = curricula
+            .iter()
+            .map(|curriculum| self.exposures(curriculum, initial))
+            .collect();
+        let tables = self.parameters.simulate_many(&exposures?, initial);
+        let pairs = curricula.iter().zip(tables);
+        pairs
+            .map(|(curriculum, losses)| self.trajectory(curriculum, losses))
+            .collect()
     }
 }
 

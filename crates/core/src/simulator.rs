@@ -28,6 +28,21 @@ pub trait Simulator: Send + Sync {
         initial: &[f32],
     ) -> Result<Trajectory, SimulateError>;
 
+    /// As [`Simulator::simulate`] for several curricula from the same `initial`, such as many
+    /// edits of one run; methods that can share work between them do.
+    ///
+    /// # Errors
+    /// As [`Simulator::simulate`], of the first curriculum that has one.
+    fn simulate_many(
+        &self,
+        curricula: &[&Curriculum],
+        initial: &[f32],
+    ) -> Result<Vec<Trajectory>, SimulateError> {
+        let each = curricula.iter();
+        each.map(|curriculum| self.simulate(curriculum, initial))
+            .collect()
+    }
+
     /// As [`Simulator::simulate`], with bands that hold a share `level` (above 0, below 1) of the
     /// real losses; `None` where the method has none.
     ///

@@ -3,12 +3,18 @@
 //! `peer fit DATA LAMBDA TOLERANCE REPEATS` and `peer simulate DATA REPEATS`; `DATA` is a safetensors
 //! file. Prints one line of JSON.
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use simfluence_core::{Artifact, Curriculum, NoProgress, Step, Tensor};
 use simfluence_fitter::{
-    Exposures, FitSettings, Parameters, Penalty, Problem, Sequence, Variant, fit,
+    Exposures, FitSettings, Parameters, Penalty, PenaltySearch, Problem, Sequence, Variant,
+    choose_penalty, fit,
 };
 use std::time::Instant;
+
+const USAGE: &str = "usage: peer fit DATA LAMBDA TOLERANCE REPEATS | peer choose DATA TOLERANCE \
+                     REPEATS | peer simulate DATA REPEATS | peer what-ifs DATA COUNT REPEATS | peer triad \
+                     REPEATS";
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -22,12 +28,15 @@ fn main() -> Result<(), Failure> {
             tolerance.parse()?,
             repeats.parse()?,
         )?,
-        ["simulate", data, repeats] => time_simulation(&read(data)?, repeats.parse()?)?,
-        _ => {
-            return Err(
-                "usage: peer fit DATA LAMBDA TOLERANCE REPEATS | peer simulate DATA REPEATS".into(),
-            );
+        ["choose", data, tolerance, repeats] => {
+            time_choice(&read(data)?, tolerance.parse()?, repeats.parse()?)?
         }
+        ["simulate", data, repeats] => time_simulation(&read(data)?, repeats.parse()?)?,
+        ["what-ifs", data, count, repeats] => {
+            time_what_ifs(&read(data)?, count.parse()?, repeats.parse()?)?
+        }
+        ["triad", repeats] => time_triad(repeats.parse()?),
+        _ => return Err(USAGE.into()),
     };
     println!("{result}");
     Ok(())
@@ -59,14 +68,9 @@ fn curricula(data: &Artifact, train_count: usize) -> Result<Vec<Curriculum>, Fai
     Ok(curricula)
 }
 
-fn time_fit(
-    data: &Artifact,
-    lambda: f64,
-    tolerance: f64,
-    repeats: usize,
-) -> Result<Value, Failure> {
-    let train_count = tensor(data, "train_count")?;
-    let Tensor::U32 { values, .. } = train_count else {
+/// The recorded runs: `losses [runs × evaluations × m]` beside the curricula.
+fn problem(data: &Artifact) -> Result<Problem, Failure> {
+    let Tensor::U32 { values, .. } = tensor(data, "train_count")? else {
         return Err("train_count must be u32".into());
     };
     let n = values[0] as usize;
@@ -86,7 +90,58 @@ fn time_fit(
             measured: None,
         });
     }
-    let problem = Problem::new(n, m, sequences)?;
+    Ok(Problem::new(n, m, sequences)?)
+}
+
+/// One fit with the chosen penalties, and choosing them of six by 5-fold leave-run-out rollouts,
+/// in turns.
+fn time_choice(data: &Artifact, tolerance: f64, repeats: usize) -> Result<Value, Failure> {
+    let problem = problem(data)?;
+    let all = problem.all_sequences();
+    let grid = (-3..=2).map(|exponent| {
+        let lambda = 10f64.powi(exponent);
+        Penalty {
+            a: lambda,
+            b: lambda,
+        }
+    });
+    let search = PenaltySearch {
+        grid: grid.collect(),
+        ..PenaltySearch::default()
+    };
+    let mut settings = FitSettings::new(search.grid[0]);
+    settings.tolerance = tolerance;
+    let choose = |settings: &FitSettings| {
+        choose_penalty(&problem, &all, &all, settings, &search, &NoProgress)
+    };
+    let mut choice = choose(&settings)?;
+    settings.penalty = choice.best;
+    let (mut fit_seconds, mut choice_seconds) = (Vec::new(), Vec::new());
+    for _ in 0..repeats {
+        let start = Instant::now();
+        fit(&problem, &all, &settings, &NoProgress)?;
+        fit_seconds.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        choice = choose(&settings)?;
+        choice_seconds.push(start.elapsed().as_secs_f64());
+    }
+    let errors: Vec<Option<f64>> = choice.table.iter().map(|row| row.mse).collect();
+    Ok(json!({
+        "fit_seconds": fit_seconds,
+        "choice_seconds": choice_seconds,
+        "best": choice.best,
+        "errors": errors,
+        "peak_rss_mb": peak_rss_mb(),
+    }))
+}
+
+fn time_fit(
+    data: &Artifact,
+    lambda: f64,
+    tolerance: f64,
+    repeats: usize,
+) -> Result<Value, Failure> {
+    let problem = problem(data)?;
     let mut settings = FitSettings::new(Penalty {
         a: lambda,
         b: lambda,
@@ -108,11 +163,17 @@ fn time_fit(
     }))
 }
 
-fn time_simulation(data: &Artifact, repeats: usize) -> Result<Value, Failure> {
+/// The parameters `A` and `B` `[n × m]`, and `n`.
+fn parameters(data: &Artifact) -> Result<(Parameters, usize), Failure> {
     let shape = tensor(data, "A")?.shape().to_vec();
     let (n, m) = (shape[0], shape[1]);
     let (a, b) = (data.f64s("A", &shape)?, data.f64s("B", &shape)?);
-    let parameters = Parameters::from_tables(Variant::Linear, n, m, a, b);
+    Ok((Parameters::from_tables(Variant::Linear, n, m, a, b), n))
+}
+
+fn time_simulation(data: &Artifact, repeats: usize) -> Result<Value, Failure> {
+    let (parameters, n) = parameters(data)?;
+    let m = parameters.test_count();
     let curriculum = &curricula(data, n)?[0];
     let initial = data.f32s("initial", &[m])?;
     let mut seconds = Vec::new();
@@ -125,6 +186,67 @@ fn time_simulation(data: &Artifact, repeats: usize) -> Result<Value, Failure> {
     }
     let end = last[last.len() - m..].to_vec();
     Ok(json!({ "seconds": seconds[1..], "final": end, "peak_rss_mb": peak_rss_mb() }))
+}
+
+/// The losses at the end of `count` edits of one run (each with one step replaced, at places spread
+/// evenly over it), one after the other and all at once, in turns.
+fn time_what_ifs(data: &Artifact, count: usize, repeats: usize) -> Result<Value, Failure> {
+    let (parameters, n) = parameters(data)?;
+    let base = Exposures::from_curriculum(&curricula(data, n)?[0], n)?;
+    let initial = data.f32s("initial", &[parameters.test_count()])?;
+    let edit = |edit: usize| {
+        let changed = edit * base.len() / count;
+        let mut edited = Exposures::new(n);
+        for step in 0..base.len() {
+            if step == changed {
+                edited.push([((edit * 7919 % n) as u32, 1.0)])?;
+            } else {
+                edited.push(base.row(step))?;
+            }
+        }
+        Ok::<_, simfluence_fitter::FitError>(edited)
+    };
+    let edits: Vec<Exposures> = (0..count).map(edit).collect::<Result<_, _>>()?;
+    let (mut alone, mut together) = (Vec::new(), Vec::new());
+    for _ in 0..repeats {
+        let start = Instant::now();
+        let mut expected = Vec::new();
+        for edit in &edits {
+            let table = parameters.simulate(edit, initial);
+            expected.extend_from_slice(&table[table.len() - parameters.test_count()..]);
+        }
+        alone.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        let got = parameters.last_losses(&edits, initial);
+        together.push(start.elapsed().as_secs_f64());
+        if got != expected {
+            return Err("what-ifs at once differ from what-ifs alone".into());
+        }
+    }
+    Ok(json!({ "alone_seconds": alone, "seconds": together, "peak_rss_mb": peak_rss_mb() }))
+}
+
+/// STREAM's triad `a ← b + s c` on all cores, on arrays of 256 MiB: bytes per second, counting
+/// the two reads and the write as STREAM does.
+fn time_triad(repeats: usize) -> Value {
+    const LENGTH: usize = 1 << 25;
+    /// Elements that a core works on at a time.
+    const SHARE: usize = 1 << 16;
+    let (b, c) = (vec![1.0f64; LENGTH], vec![2.0f64; LENGTH]);
+    let mut a = vec![0.0f64; LENGTH];
+    let mut rates = Vec::new();
+    for _ in 0..=repeats {
+        let start = Instant::now();
+        let inputs = b.par_chunks(SHARE).zip(c.par_chunks(SHARE));
+        a.par_chunks_mut(SHARE).zip(inputs).for_each(|(a, (b, c))| {
+            for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
+                *a = b + 3.0 * c;
+            }
+        });
+        rates.push(3.0 * 8.0 * LENGTH as f64 / start.elapsed().as_secs_f64());
+    }
+    assert!(a.iter().all(|&a| a == 7.0));
+    json!({ "bytes_per_second": rates[1..] })
 }
 
 /// Largest resident memory of this process so far (Linux; `None` elsewhere).

@@ -5,7 +5,7 @@
 //! search that compares values of the objective cannot resolve more than half of the digits at
 //! once.
 
-use crate::exact::{Objective, Solved};
+use crate::exact::{Residual, Solved};
 use crate::lanes::{Kernel, MulAdd, dispatch};
 use crate::teacher_forced::{Block, Rows, Target};
 use crate::whitening::Whitening;
@@ -224,11 +224,12 @@ fn repeat<const K: usize>(
     }
     let parameters = whitening.to_parameters(&u);
     Ok(Solved {
-        objective: dispatch(Objective {
+        objective: dispatch(Residual {
             block,
             rows,
             penalty,
             parameters: &parameters,
+            residual: &mut vec![[0.0]; parameters.len()],
         }),
         parameters,
         iterations: [iterations],

@@ -12,7 +12,7 @@
 //! ill-conditioned.
 
 use crate::lanes::{Kernel, MulAdd, Real, accumulate, dispatch};
-use crate::teacher_forced::{Block, Normal, Rows, Target, triangle};
+use crate::teacher_forced::{Block, Normal, RUN, Rows, Target, triangle};
 use crate::{FitError, dense};
 
 /// Largest number of parameters for which the dense solver is tried (a matrix of 128 MiB).
@@ -27,8 +27,6 @@ const RESOLVED: f64 = 1e-5;
 /// A correction in single precision that leaves more than this share of the squared residual is
 /// the last of its kind.
 const STALLED: f64 = 1e-2;
-/// Training examples over which a dot product is summed in the precision of its factors.
-const RUN: usize = 64;
 /// Relative residual that counts as solved although the tolerance is finer: the rounding of an
 /// ill-conditioned system.
 const ROUNDING: f64 = 1e-10;
@@ -43,14 +41,36 @@ pub(crate) struct Solved<const N: usize> {
     pub objective: [f64; N],
 }
 
-/// Solves a block, from `start` if given. `first` is the test example of lane 0.
+/// Where a solution begins.
+pub(crate) struct Start<const N: usize> {
+    /// `d`, `[n × K]`.
+    pub parameters: Vec<[f64; N]>,
+    /// `Φᵀ y − (Φᵀ Φ + Λ) d`, `[n × K]`.
+    pub residual: Vec<[f64; N]>,
+}
+
+/// Solves a block. `first` is the test example of lane 0.
 pub(crate) fn solve<const K: usize, const N: usize>(
     block: &Block<K, N>,
     rows: &Rows,
     target: &Target,
-    start: Option<&[[f64; N]]>,
     first: usize,
 ) -> Result<Solved<N>, FitError> {
+    let start = Start {
+        parameters: vec![[0.0; N]; block.right_side.len()],
+        residual: block.right_side.clone(),
+    };
+    Ok(solve_from(block, rows, target, start, first)?.0)
+}
+
+/// As [`solve`], from `start`; gives the residual of the solution as well.
+pub(crate) fn solve_from<const K: usize, const N: usize>(
+    block: &Block<K, N>,
+    rows: &Rows,
+    target: &Target,
+    start: Start<N>,
+    first: usize,
+) -> Result<(Solved<N>, Vec<[f64; N]>), FitError> {
     let penalty = target.penalty.of(target.form.variant);
     let mut state = dispatch(Refinement {
         block,
@@ -62,7 +82,7 @@ pub(crate) fn solve<const K: usize, const N: usize>(
     let mut replaced = false;
     for lane in 0..N {
         // A NaN is unsolved as well.
-        let solved = state.residual[lane] <= (10.0 * target.tolerance).max(ROUNDING);
+        let solved = state.relative[lane] <= (10.0 * target.tolerance).max(ROUNDING);
         if !solved {
             let solution = solve_dense(block, rows, target, &state, lane, first + lane)?;
             for (p, value) in state.parameters.iter_mut().zip(solution) {
@@ -72,18 +92,20 @@ pub(crate) fn solve<const K: usize, const N: usize>(
         }
     }
     if replaced {
-        state.objective = dispatch(Objective {
+        state.objective = dispatch(Residual {
             block,
             rows,
             penalty,
             parameters: &state.parameters,
+            residual: &mut state.residual,
         });
     }
-    Ok(Solved {
+    let solved = Solved {
         parameters: state.parameters,
         iterations: state.iterations,
         objective: state.objective,
-    })
+    };
+    Ok((solved, state.residual))
 }
 
 /// The solution of a lane that the gradients did not solve.
@@ -100,7 +122,7 @@ fn solve_dense<const K: usize, const N: usize>(
             test,
             solver: "exact",
             iterations: state.iterations[lane],
-            residual: state.residual[lane],
+            residual: state.relative[lane],
             tolerance: target.tolerance,
         });
     }
@@ -112,21 +134,23 @@ fn solve_dense<const K: usize, const N: usize>(
     })
 }
 
-/// The objective at `d` per test example.
-pub(crate) struct Objective<'a, const K: usize, const N: usize> {
+/// The residual `Φᵀ y − (Φᵀ Φ + Λ) d`; gives the objective at `d` per test example.
+pub(crate) struct Residual<'a, const K: usize, const N: usize> {
     pub block: &'a Block<K, N>,
     pub rows: &'a Rows,
     pub penalty: [f64; 2],
     pub parameters: &'a [[f64; N]],
+    pub residual: &'a mut [[f64; N]],
 }
 
-impl<const K: usize, const N: usize> Kernel for Objective<'_, K, N> {
+impl<const K: usize, const N: usize> Kernel for Residual<'_, K, N> {
     type Output = [f64; N];
 
     #[inline(always)]
     fn run<M: MulAdd>(self) -> [f64; N] {
+        let exposures = &self.rows.exposures;
         self.block
-            .objective::<M>(&self.rows.exposures, &self.penalty, self.parameters)
+            .residual::<M>(exposures, &self.penalty, self.parameters, self.residual)
     }
 }
 
@@ -137,14 +161,16 @@ struct Refinement<'a, const K: usize, const N: usize> {
     rows: &'a Rows,
     penalty: [f64; 2],
     target: &'a Target,
-    start: Option<&'a [[f64; N]]>,
+    start: Start<N>,
 }
 
 struct Reached<const N: usize> {
     parameters: Vec<[f64; N]>,
     iterations: [u64; N],
-    /// True residual over the right side, both in the norm of the preconditioner.
-    residual: [f64; N],
+    /// The true residual.
+    residual: Vec<[f64; N]>,
+    /// Its norm over that of the right side, both in the norm of the preconditioner.
+    relative: [f64; N],
     objective: [f64; N],
 }
 
@@ -153,63 +179,46 @@ impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
 
     #[inline(always)]
     fn run<M: MulAdd>(self) -> Reached<N> {
-        let size = self.block.right_side.len();
-        let inverse = invert_blocks::<K, N>(&self.block.diagonal, &self.penalty);
-        let scale = norm::<K, N, M>(&inverse, &self.block.right_side);
-        let mut engine = Engine::single(self.block, self.rows, self.penalty, &inverse);
-        let mut x = self
-            .start
-            .map_or_else(|| vec![[0.0; N]; size], <[_]>::to_vec);
-        let mut r = self.block.right_side.clone();
-        let mut iterations = [0; N];
-        if self.start.is_some() {
-            self.true_residual::<M>(&x, &mut r);
-        }
+        let Self {
+            block,
+            rows,
+            penalty,
+            target,
+            start,
+        } = self;
+        let Start {
+            parameters: mut x,
+            residual: mut r,
+        } = start;
+        let inverse = invert_blocks::<K, N>(&block.diagonal, &penalty);
+        let scale = norm::<K, N, M>(&inverse, &block.right_side);
         let mut norms = norm::<K, N, M>(&inverse, &r);
+        let mut engine = Engine::single(block, rows, penalty, &inverse);
+        let (mut objective, mut iterations) = (None, [0; N]);
         for _ in 0..CORRECTIONS {
-            let goal = self.goal(&norms, &scale);
+            let goal = Goal::new(target, &norms, &scale);
             if goal.units == [0.0; N] {
                 break;
             }
             let used = engine.correct::<M>(&mut x, &r, &goal);
             iterations = std::array::from_fn(|l| iterations[l] + used[l]);
-            self.true_residual::<M>(&x, &mut r);
+            objective = Some(block.residual::<M>(&rows.exposures, &penalty, &x, &mut r));
             let before = std::mem::replace(&mut norms, norm::<K, N, M>(&inverse, &r));
             let stalled = |l: usize| goal.units[l] > 0.0 && norms[l] > STALLED * before[l];
             if (0..N).any(stalled) {
-                engine = Engine::double(self.block, self.rows, self.penalty, &inverse);
+                engine = Engine::double(block, rows, penalty, &inverse);
             }
         }
+        let objective = match objective {
+            Some(objective) => objective,
+            None => block.residual::<M>(&rows.exposures, &penalty, &x, &mut r),
+        };
         Reached {
-            objective: self
-                .block
-                .objective::<M>(&self.rows.exposures, &self.penalty, &x),
             parameters: x,
             iterations,
-            residual: std::array::from_fn(|l| relative(norms[l], scale[l])),
-        }
-    }
-}
-
-impl<const K: usize, const N: usize> Refinement<'_, K, N> {
-    /// What the next correction has to do, from the squared norms of residual and right side.
-    #[inline(always)]
-    fn goal(&self, norms: &[f64; N], scale: &[f64; N]) -> Goal<N> {
-        let residual: [f64; N] = std::array::from_fn(|l| relative(norms[l], scale[l]));
-        let wanted = |l: usize| residual[l] > self.target.tolerance * SLACK;
-        Goal {
-            units: std::array::from_fn(|l| if wanted(l) { norms[l].sqrt() } else { 0.0 }),
-            reduction: residual.map(|r| (self.target.tolerance / r).clamp(RESOLVED, 1.0)),
-            max_iterations: self.target.max_iterations,
-        }
-    }
-
-    /// `r ← Φᵀ y − (Φᵀ Φ + Λ) x`.
-    #[inline(always)]
-    fn true_residual<M: MulAdd>(&self, x: &[[f64; N]], r: &mut [[f64; N]]) {
-        self.block.normal(self.rows, self.penalty).apply::<M>(x, r);
-        for (r, b) in r.iter_mut().zip(&self.block.right_side) {
-            *r = std::array::from_fn(|l| b[l] - r[l]);
+            residual: r,
+            relative: std::array::from_fn(|l| relative(norms[l], scale[l])),
+            objective,
         }
     }
 }
@@ -221,6 +230,20 @@ struct Goal<const N: usize> {
     /// To what share of them they are to be reduced.
     reduction: [f64; N],
     max_iterations: u64,
+}
+
+impl<const N: usize> Goal<N> {
+    /// From the squared norms of residual and right side.
+    #[inline(always)]
+    fn new(target: &Target, norms: &[f64; N], scale: &[f64; N]) -> Self {
+        let residual: [f64; N] = std::array::from_fn(|l| relative(norms[l], scale[l]));
+        let wanted = |l: usize| residual[l] > target.tolerance * SLACK;
+        Self {
+            units: std::array::from_fn(|l| if wanted(l) { norms[l].sqrt() } else { 0.0 }),
+            reduction: residual.map(|r| (target.tolerance / r).clamp(RESOLVED, 1.0)),
+            max_iterations: target.max_iterations,
+        }
+    }
 }
 
 /// The precision that corrections are computed in.
@@ -268,7 +291,6 @@ struct Gradients<'a, T, const K: usize, const N: usize> {
     inverse: Vec<[T; N]>,
     x: Vec<[T; N]>,
     r: Vec<[T; N]>,
-    z: Vec<[T; N]>,
     p: Vec<[T; N]>,
     q: Vec<[T; N]>,
 }
@@ -281,7 +303,6 @@ impl<'a, T: Real, const K: usize, const N: usize> Gradients<'a, T, K, N> {
             inverse: inverse.iter().map(|block| block.map(T::of)).collect(),
             x: zeros(),
             r: zeros(),
-            z: zeros(),
             p: zeros(),
             q: zeros(),
         }
@@ -298,29 +319,28 @@ impl<'a, T: Real, const K: usize, const N: usize> Gradients<'a, T, K, N> {
     ) -> [u64; N] {
         let units = &goal.units;
         let per_unit = units.map(|u| if u > 0.0 { u.recip() } else { 0.0 });
-        for ((x, own), from) in self.x.iter_mut().zip(&mut self.r).zip(r) {
-            *x = [T::ZERO; N];
+        for (own, from) in self.r.iter_mut().zip(r) {
             *own = std::array::from_fn(|l| T::of(from[l] * per_unit[l]));
         }
+        self.x.fill([T::ZERO; N]);
+        self.p.fill([T::ZERO; N]);
+        self.q.fill([T::ZERO; N]);
         let goals = goal.reduction.map(|r| r * r);
         let mut iterations = [0; N];
-        let mut rz = self.advance::<M>(&[0.0; N]);
-        self.p.copy_from_slice(&self.z);
+        let mut rz = self.reduce::<M>(&[0.0; N]);
+        self.turn::<M>(&[0.0; N], &[0.0; N]);
         let mut active: [bool; N] = std::array::from_fn(|l| rz[l] > goals[l]);
         for _ in 0..goal.max_iterations {
             if !active.contains(&true) {
                 break;
             }
-            self.normal.apply::<M>(&self.p, &mut self.q);
-            let curvature = dot::<T, N, M>(&self.p, &self.q);
+            let curvature = self.normal.apply::<M>(&self.p, &mut self.q);
             let alpha: [f64; N] =
                 std::array::from_fn(|l| if active[l] { rz[l] / curvature[l] } else { 0.0 });
-            let next = self.advance::<M>(&alpha);
-            let beta: [T; N] =
-                std::array::from_fn(|l| T::of(if active[l] { next[l] / rz[l] } else { 0.0 }));
-            for (p, z) in self.p.iter_mut().zip(&self.z) {
-                *p = std::array::from_fn(|l| beta[l].mul_add::<M>(p[l], z[l]));
-            }
+            let next = self.reduce::<M>(&alpha);
+            let beta: [f64; N] =
+                std::array::from_fn(|l| if active[l] { next[l] / rz[l] } else { 0.0 });
+            self.turn::<M>(&alpha, &beta);
             for l in 0..N {
                 iterations[l] += u64::from(active[l]);
                 if active[l] {
@@ -335,55 +355,53 @@ impl<'a, T: Real, const K: usize, const N: usize> Gradients<'a, T, K, N> {
         iterations
     }
 
-    /// `x ← x + α p`, `r ← r − α q`, `z ← M⁻¹ r`; gives `r · z`.
+    /// `r ← r − α q`; gives `rᵀ M⁻¹ r`, summed in `T` over short runs, those in double precision.
     #[inline(always)]
-    fn advance<M: MulAdd>(&mut self, alpha: &[f64; N]) -> [f64; N] {
-        let forward = alpha.map(T::of);
+    fn reduce<M: MulAdd>(&mut self, alpha: &[f64; N]) -> [f64; N] {
         let backward = alpha.map(|a| T::of(-a));
         let mut rz = [0.0; N];
-        let directions = self.p.chunks(K * RUN).zip(self.q.chunks(K * RUN));
-        let blocks = self.inverse.chunks(triangle(K) * RUN);
-        let vectors = self.x.chunks_mut(K * RUN).zip(self.r.chunks_mut(K * RUN));
-        let states = vectors.zip(self.z.chunks_mut(K * RUN));
-        for ((((x, r), z), (p, q)), inverse) in states.zip(directions).zip(blocks) {
-            for ((x, r), (p, q)) in x.iter_mut().zip(r.iter_mut()).zip(p.iter().zip(q)) {
-                for l in 0..N {
-                    x[l] = forward[l].mul_add::<M>(p[l], x[l]);
-                    r[l] = backward[l].mul_add::<M>(q[l], r[l]);
+        let vectors = self.r.chunks_mut(K * RUN).zip(self.q.chunks(K * RUN));
+        for ((r, q), inverse) in vectors.zip(self.inverse.chunks(triangle(K) * RUN)) {
+            let mut part = [T::ZERO; N];
+            let terms = r.chunks_exact_mut(K).zip(q.chunks_exact(K));
+            for ((r, q), block) in terms.zip(inverse.chunks_exact(triangle(K))) {
+                for k in 0..K {
+                    accumulate::<T, N, M>(&mut r[k], &backward, &q[k]);
+                }
+                let z = multiply_block::<T, K, N, M>(block, r);
+                for k in 0..K {
+                    accumulate::<T, N, M>(&mut part, &r[k], &z[k]);
                 }
             }
-            let part = precondition::<T, K, N, M>(inverse, r, z);
             rz = std::array::from_fn(|l| rz[l] + part[l].widen());
         }
         rz
     }
-}
 
-/// `z ← M⁻¹ r`; gives `r · z`.
-#[inline(always)]
-fn precondition<T: Real, const K: usize, const N: usize, M: MulAdd>(
-    inverse: &[[T; N]],
-    r: &[[T; N]],
-    z: &mut [[T; N]],
-) -> [T; N] {
-    let mut rz = [T::ZERO; N];
-    let vectors = r.chunks_exact(K).zip(z.chunks_exact_mut(K));
-    for ((r, z), block) in vectors.zip(inverse.chunks_exact(triangle(K))) {
-        multiply_block::<T, K, N, M>(block, r, z);
-        for k in 0..K {
-            accumulate::<T, N, M>(&mut rz, &r[k], &z[k]);
+    /// `x ← x + α p`, then `p ← M⁻¹ r + β p`.
+    #[inline(always)]
+    fn turn<M: MulAdd>(&mut self, alpha: &[f64; N], beta: &[f64; N]) {
+        let (alpha, beta) = (alpha.map(T::of), beta.map(T::of));
+        let terms = self.x.chunks_exact_mut(K).zip(self.p.chunks_exact_mut(K));
+        let residuals = self.r.chunks_exact(K);
+        let blocks = self.inverse.chunks_exact(triangle(K));
+        for (((x, p), r), block) in terms.zip(residuals).zip(blocks) {
+            let z = multiply_block::<T, K, N, M>(block, r);
+            for k in 0..K {
+                accumulate::<T, N, M>(&mut x[k], &alpha, &p[k]);
+                p[k] = std::array::from_fn(|l| beta[l].mul_add::<M>(p[k][l], z[k][l]));
+            }
         }
     }
-    rz
 }
 
-/// `z ← S r` for one symmetric `K × K` block given by its upper triangle.
+/// `S r` for one symmetric `K × K` block given by its upper triangle.
 #[inline(always)]
 fn multiply_block<T: Real, const K: usize, const N: usize, M: MulAdd>(
     block: &[[T; N]],
     r: &[[T; N]],
-    z: &mut [[T; N]],
-) {
+) -> [[T; N]; K] {
+    let mut z = [[T::ZERO; N]; K];
     for l in 0..N {
         if K == 1 {
             z[0][l] = block[0][l] * r[0][l];
@@ -392,20 +410,7 @@ fn multiply_block<T: Real, const K: usize, const N: usize, M: MulAdd>(
             z[1][l] = block[2][l].mul_add::<M>(r[1][l], block[1][l] * r[0][l]);
         }
     }
-}
-
-/// `a · b` per lane: summed in `T` over short runs, those in double precision.
-#[inline(always)]
-fn dot<T: Real, const N: usize, M: MulAdd>(a: &[[T; N]], b: &[[T; N]]) -> [f64; N] {
-    let mut total = [0.0; N];
-    for (a, b) in a.chunks(RUN).zip(b.chunks(RUN)) {
-        let mut part = [T::ZERO; N];
-        for (a, b) in a.iter().zip(b) {
-            accumulate::<T, N, M>(&mut part, a, b);
-        }
-        total = std::array::from_fn(|l| total[l] + part[l].widen());
-    }
-    total
+    z
 }
 
 /// `rᵀ M⁻¹ r` per lane.
@@ -416,8 +421,7 @@ fn norm<const K: usize, const N: usize, M: MulAdd>(
 ) -> [f64; N] {
     let mut rz = [0.0; N];
     for (r, block) in r.chunks_exact(K).zip(inverse.chunks_exact(triangle(K))) {
-        let mut z = [[0.0; N]; K];
-        multiply_block::<f64, K, N, M>(block, r, &mut z);
+        let z = multiply_block::<f64, K, N, M>(block, r);
         for k in 0..K {
             accumulate::<f64, N, M>(&mut rz, &r[k], &z[k]);
         }

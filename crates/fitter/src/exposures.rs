@@ -2,6 +2,7 @@
 
 use crate::FitError;
 use simfluence_core::Curriculum;
+use std::cmp::Ordering;
 
 /// A sparse matrix in compressed rows: one row per step, one column per training example.
 ///
@@ -147,6 +148,28 @@ impl Exposures {
             selected.starts.push(selected.ids.len());
         }
         selected
+    }
+
+    /// Number of rows at the begin that are the same in both.
+    pub(crate) fn shared_prefix(&self, other: &Self) -> usize {
+        let most = self.len().min(other.len());
+        let same = |row: &usize| self.entries(*row) == other.entries(*row);
+        (0..most).take_while(same).count()
+    }
+
+    /// An order of the rows `row` of two curricula; one that has ended comes first.
+    pub(crate) fn compare_row(&self, other: &Self, row: usize) -> Ordering {
+        if row >= self.len().min(other.len()) {
+            return self.len().cmp(&other.len());
+        }
+        let (ids, values) = self.entries(row);
+        let (other_ids, other_values) = other.entries(row);
+        let by_value = || {
+            let pairs = values.iter().zip(other_values);
+            pairs.map(|(x, y)| x.total_cmp(y)).find(|o| o.is_ne())
+        };
+        ids.cmp(other_ids)
+            .then_with(|| by_value().unwrap_or(Ordering::Equal))
     }
 
     /// In how many rows each training example stands.

@@ -212,7 +212,7 @@ fn fit_block<const K: usize>(
     let target = settings.target();
     if settings.solver == Solver::Exact {
         let block = Block::<K, LANES>::new(problem, rows, target.form, first);
-        let mut solved = exact::solve(&block, rows, &target, None, first)?;
+        let mut solved = exact::solve(&block, rows, &target, first)?;
         let seen = |id, lane| block.has_seen(id, lane);
         finish_block(
             settings.variant,

@@ -19,6 +19,7 @@ mod fit;
 mod identifiability;
 mod lanes;
 mod parameters;
+mod path;
 mod problem;
 mod rollout;
 mod selection;

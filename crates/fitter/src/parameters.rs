@@ -154,31 +154,165 @@ impl Parameters {
     /// # Panics
     /// `exposures` of other training examples or `initial` of another length; callers check.
     pub fn simulate(&self, exposures: &Exposures, initial: &[f32]) -> Vec<f32> {
-        assert_eq!(
-            exposures.train_count(),
-            self.train_count,
-            "training examples"
-        );
-        assert_eq!(initial.len(), self.test_count, "initial losses");
+        self.check(exposures, initial);
         let columns: Vec<Vec<[f32; LANES]>> = (0..self.blocks.len())
             .into_par_iter()
             .map_init(Vec::new, |scratch, block| {
                 self.simulate_block(exposures, initial, block, scratch)
             })
             .collect();
-        let mut losses = vec![0.0; (exposures.len() + 1) * self.test_count];
-        if self.test_count == 0 {
-            return losses;
+        self.in_rows(&columns, exposures.len() + 1)
+    }
+
+    /// As [`Parameters::simulate`] for many curricula from the same `initial`: one table
+    /// `[T + 1 × m]` each. Steps that begin several curricula are simulated once, and a block of
+    /// parameters is read once for all of them, so that a thousand edits of one run cost little
+    /// more than what they change. The losses are those of [`Parameters::simulate`] to the bit.
+    ///
+    /// ```
+    /// use simfluence_fitter::{Exposures, Parameters, Variant};
+    /// let parameters = Parameters::from_tables(Variant::Linear, 2, 1, &[0.5, 1.0], &[0.0, -0.1]);
+    /// let curriculum = |ids: &[u32]| {
+    ///     let mut exposures = Exposures::new(2);
+    ///     ids.iter().try_for_each(|&id| exposures.push([(id, 1.0)]))?;
+    ///     Ok::<_, simfluence_fitter::FitError>(exposures)
+    /// };
+    /// let many = [curriculum(&[0, 0])?, curriculum(&[0, 1])?];
+    /// assert_eq!(parameters.simulate_many(&many, &[4.0]), [[4.0, 2.0, 1.0], [4.0, 2.0, 1.9]]);
+    /// assert_eq!(parameters.last_losses(&many, &[4.0]), [1.0, 1.9]);
+    /// # Ok::<(), simfluence_fitter::FitError>(())
+    /// ```
+    ///
+    /// # Panics
+    /// As [`Parameters::simulate`].
+    pub fn simulate_many(&self, curricula: &[Exposures], initial: &[f32]) -> Vec<Vec<f32>> {
+        /// Curricula whose losses are held twice while they are put into rows; the first of them
+        /// shares no steps with those before.
+        const TOGETHER: usize = 64;
+        let prefixes = Prefixes::new(curricula);
+        let mut tables = vec![Vec::new(); curricula.len()];
+        for path in prefixes.path.chunks(TOGETHER) {
+            let columns = self.each_block(curricula, initial, path, |states| {
+                let rounded = states.iter().map(|s| s.map(|v| v as f32));
+                rounded.collect::<Vec<[f32; LANES]>>()
+            });
+            for (place, &(curriculum, _)) in path.iter().enumerate() {
+                let own: Vec<&[[f32; LANES]]> =
+                    columns.iter().map(|block| &block[place][..]).collect();
+                tables[curriculum] = self.in_rows(&own, curricula[curriculum].len() + 1);
+            }
+        }
+        tables
+    }
+
+    /// The losses after the last step of each curriculum, `[curricula × m]`, computed as by
+    /// [`Parameters::simulate_many`].
+    ///
+    /// # Panics
+    /// As [`Parameters::simulate`].
+    pub fn last_losses(&self, curricula: &[Exposures], initial: &[f32]) -> Vec<f32> {
+        let path = Prefixes::new(curricula).path;
+        let columns = self.each_block(curricula, initial, &path, |states| {
+            states[states.len() - 1].map(|v| v as f32)
+        });
+        let m = self.test_count;
+        let mut losses = vec![0.0; curricula.len() * m];
+        for (block, column) in columns.iter().enumerate() {
+            for (&(curriculum, _), lanes) in path.iter().zip(column) {
+                let row = &mut losses[curriculum * m..(curriculum + 1) * m][block * LANES..];
+                let count = row.len().min(LANES);
+                row[..count].copy_from_slice(&lanes[..count]);
+            }
         }
         losses
-            .par_chunks_mut(self.test_count)
-            .with_min_len(64)
-            .enumerate()
-            .for_each(|(step, row)| {
-                for (values, column) in row.chunks_mut(LANES).zip(&columns) {
-                    values.copy_from_slice(&column[step][..values.len()]);
+    }
+
+    /// Per block of test examples and curriculum of the path, what `take` makes of its states
+    /// after `0..=T` steps.
+    fn each_block<R: Send>(
+        &self,
+        curricula: &[Exposures],
+        initial: &[f32],
+        path: &[(usize, usize)],
+        take: impl Fn(&[[f64; LANES]]) -> R + Sync,
+    ) -> Vec<Vec<R>> {
+        for exposures in curricula {
+            self.check(exposures, initial);
+        }
+        let entries = path.iter().map(|&(c, _)| curricula[c].values().len()).sum();
+        let blocks = (0..self.blocks.len()).into_par_iter();
+        let results = blocks.map_init(Vec::new, |scratch, block| {
+            let parameters = self.ready(block, entries, scratch);
+            let mut states = vec![start_of(initial, block)];
+            let each = path
+                .iter()
+                .enumerate()
+                .map(|(place, &(curriculum, shared))| {
+                    let exposures = &curricula[curriculum];
+                    let shared = if place == 0 { 0 } else { shared };
+                    states.truncate(shared + 1);
+                    roll_out(
+                        self.variant,
+                        parameters,
+                        exposures,
+                        shared..exposures.len(),
+                        states[shared],
+                        |state| states.push(*state),
+                    );
+                    take(&states)
+                });
+            each.collect()
+        });
+        results.collect()
+    }
+
+    fn check(&self, exposures: &Exposures, initial: &[f32]) {
+        let got = exposures.train_count();
+        assert_eq!(got, self.train_count, "training examples");
+        assert_eq!(initial.len(), self.test_count, "initial losses");
+    }
+
+    /// The parameters of a block, where they are quick to gather for `entries` exposures. Read in
+    /// order they come at the speed of memory; gathered they would come at its latency. Worth a
+    /// copy where most of them are needed.
+    fn ready<'a>(
+        &'a self,
+        block: usize,
+        entries: usize,
+        scratch: &'a mut Vec<[f64; LANES]>,
+    ) -> &'a [[f64; LANES]] {
+        if entries < self.train_count {
+            return &self.blocks[block];
+        }
+        scratch.clone_from(&self.blocks[block]);
+        scratch
+    }
+
+    /// The losses of all blocks, `[evaluations × LANES]` each, as one table `[evaluations × m]`.
+    fn in_rows<C>(&self, columns: &[C], evaluations: usize) -> Vec<f32>
+    where
+        C: AsRef<[[f32; LANES]]> + Sync,
+    {
+        /// Rows that are filled at once: their ends of all columns stay in the caches.
+        const ROWS: usize = 64;
+        let m = self.test_count;
+        let mut losses = vec![0.0; evaluations * m];
+        if m == 0 {
+            return losses;
+        }
+        let parts = losses.par_chunks_mut(m * ROWS).enumerate();
+        parts.for_each(|(part, rows)| {
+            for (block, column) in columns.iter().enumerate() {
+                let own = &column.as_ref()[part * ROWS..];
+                for (row, lanes) in rows.chunks_exact_mut(m).zip(own) {
+                    let row = &mut row[block * LANES..];
+                    match row.first_chunk_mut() {
+                        Some(whole) => *whole = *lanes,
+                        None => row.copy_from_slice(&lanes[..row.len()]),
+                    }
                 }
-            });
+            }
+        });
         losses
     }
 
@@ -189,18 +323,8 @@ impl Parameters {
         block: usize,
         scratch: &mut Vec<[f64; LANES]>,
     ) -> Vec<[f32; LANES]> {
-        let first = block * LANES;
-        let mut start = [0.0; LANES];
-        for (value, &loss) in start.iter_mut().zip(&initial[first..]) {
-            *value = f64::from(loss);
-        }
-        // Read in order the parameters come in at the speed of memory; gathered they would come
-        // at its latency. Worth it where most of them are needed.
-        let mut parameters = &self.blocks[block];
-        if exposures.values().len() >= self.train_count {
-            scratch.clone_from(parameters);
-            parameters = scratch;
-        }
+        let start = start_of(initial, block);
+        let parameters = self.ready(block, exposures.values().len(), scratch);
         let mut column = Vec::with_capacity(exposures.len() + 1);
         column.push(start.map(|v| v as f32));
         roll_out(
@@ -212,6 +336,41 @@ impl Parameters {
             |state| column.push(state.map(|v| v as f32)),
         );
         column
+    }
+}
+
+/// `L_0` of the test examples of a block.
+fn start_of(initial: &[f32], block: usize) -> [f64; LANES] {
+    let mut start = [0.0; LANES];
+    for (value, &loss) in start.iter_mut().zip(&initial[block * LANES..]) {
+        *value = f64::from(loss);
+    }
+    start
+}
+
+/// An order of curricula in which each begins with as many steps of the one before as it can.
+struct Prefixes {
+    /// Curricula, and the steps that each shares with the one before it.
+    path: Vec<(usize, usize)>,
+}
+
+impl Prefixes {
+    fn new(curricula: &[Exposures]) -> Self {
+        let mut order: Vec<usize> = (0..curricula.len()).collect();
+        order.par_sort_by(|&x, &y| {
+            let shared = curricula[x].shared_prefix(&curricula[y]);
+            curricula[x].compare_row(&curricula[y], shared)
+        });
+        let mut before = None;
+        let path = order.into_iter().map(|curriculum| {
+            let shared = before.replace(curriculum).map_or(0, |before: usize| {
+                curricula[before].shared_prefix(&curricula[curriculum])
+            });
+            (curriculum, shared)
+        });
+        Self {
+            path: path.collect(),
+        }
     }
 }
 
@@ -383,6 +542,66 @@ mod tests {
             let differences = special.iter().zip(&general).map(|(s, g)| (s - g).abs());
             assert!(differences.fold(0.0, f32::max) <= 1e-6);
         }
+    }
+
+    #[test]
+    fn many_curricula_give_what_each_gives_alone_to_the_bit() {
+        let (n, m, steps) = (9, 21, 30);
+        let (a, b) = truth(n, m);
+        let base = exposures(n, steps);
+        let initial: Vec<f32> = (0..m).map(|j| 2.0 + j as f32 / 8.0).collect();
+        let edited = |at: usize, id: u32, length: usize| {
+            let mut edited = Exposures::new(n);
+            for t in 0..length {
+                let same = t % steps;
+                let entries: Vec<(u32, f64)> = match t == at {
+                    true => vec![(id, 1.0)],
+                    false => base.row(same).collect(),
+                };
+                edited.push(entries).expect("ids are in range");
+            }
+            edited
+        };
+        let mut many = vec![base.clone(), Exposures::new(n), base.clone()];
+        for at in [0, 1, 17, 29] {
+            many.extend([3, 8].map(|id| edited(at, id, steps)));
+        }
+        many.extend([edited(17, 3, 45), edited(17, 3, 20), edited(99, 0, 10)]);
+        for variant in [Variant::Linear, Variant::Additive, Variant::Multiplicative] {
+            let parameters = Parameters::from_tables(variant, n, m, &a, &b);
+            let alone: Vec<Vec<f32>> = many
+                .iter()
+                .map(|exposures| parameters.simulate(exposures, &initial))
+                .collect();
+            assert_eq!(parameters.simulate_many(&many, &initial), alone);
+            let last: Vec<f32> = alone
+                .iter()
+                .flat_map(|t| t[t.len() - m..].to_vec())
+                .collect();
+            assert_eq!(parameters.last_losses(&many, &initial), last);
+        }
+    }
+
+    #[test]
+    fn each_curriculum_shares_the_longest_prefix_that_any_before_it_has() {
+        let with = |ids: &[u32]| {
+            let mut exposures = Exposures::new(4);
+            for &id in ids {
+                exposures.push([(id, 1.0)]).expect("ids are in range");
+            }
+            exposures
+        };
+        let many = [
+            with(&[0, 1, 2]),
+            with(&[3]),
+            with(&[0, 1, 3]),
+            with(&[0, 2]),
+            with(&[0, 1]),
+        ];
+        assert_eq!(
+            Prefixes::new(&many).path,
+            [(4, 0), (0, 2), (2, 2), (3, 1), (1, 0)]
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Recorded runs as arrays, and what is fitted to them.
 
+use crate::lanes::LANES;
 use crate::{Exposures, FitError};
 use serde::{Deserialize, Serialize};
 
@@ -133,8 +134,11 @@ pub struct Problem {
     pub(crate) exposures: Exposures,
     pub(crate) places: Vec<Place>,
     pub(crate) test_count: usize,
-    losses: Vec<f64>,
-    measured: Option<Vec<bool>>,
+    evaluation_count: usize,
+    /// In blocks of [`LANES`] test examples, `[evaluations × LANES]` each, because that is how a
+    /// fit reads them: from begin to end. Lanes beyond the last test example are never read.
+    losses: Vec<[f64; LANES]>,
+    measured: Option<Vec<[bool; LANES]>>,
 }
 
 impl Problem {
@@ -148,33 +152,54 @@ impl Problem {
         test_count: usize,
         sequences: Vec<Sequence>,
     ) -> Result<Self, FitError> {
+        for (index, sequence) in sequences.iter().enumerate() {
+            check(index, sequence, train_count, test_count)?;
+        }
+        let evaluation_count = sequences.iter().map(|s| s.steps.len()).sum();
+        let size = evaluation_count * test_count.div_ceil(LANES);
+        let any_missing = sequences.iter().any(|s| s.measured.is_some());
         let mut problem = Self {
             exposures: Exposures::new(train_count),
             places: Vec::with_capacity(sequences.len()),
             test_count,
-            losses: Vec::new(),
-            measured: None,
+            evaluation_count,
+            losses: vec![[0.0; LANES]; size],
+            measured: any_missing.then(|| vec![[true; LANES]; size]),
         };
-        let any_missing = sequences.iter().any(|s| s.measured.is_some());
-        let mut measured = Vec::new();
-        for (index, sequence) in sequences.into_iter().enumerate() {
-            check(index, &sequence, train_count, test_count)?;
+        let mut evaluation = 0;
+        for sequence in sequences {
+            problem.take_losses(evaluation, &sequence);
+            problem.exposures.extend(&sequence.exposures);
             problem.places.push(Place {
-                row: problem.exposures.len(),
+                row: problem.exposures.len() - sequence.exposures.len(),
                 step_count: sequence.exposures.len(),
-                evaluation: problem.losses.len() / test_count.max(1),
+                evaluation,
                 can_roll_out: starts_complete(&sequence, test_count),
                 steps: sequence.steps,
             });
-            problem.exposures.extend(&sequence.exposures);
-            if any_missing {
-                let all = vec![true; sequence.losses.len()];
-                measured.extend(sequence.measured.unwrap_or(all));
-            }
-            problem.losses.extend(sequence.losses);
+            evaluation += problem.places[problem.places.len() - 1].steps.len();
         }
-        problem.measured = any_missing.then_some(measured);
         Ok(problem)
+    }
+
+    /// Copies the losses of a sequence whose first evaluation is `evaluation` into the blocks.
+    fn take_losses(&mut self, evaluation: usize, sequence: &Sequence) {
+        let blocks = self.losses.chunks_mut(self.evaluation_count.max(1));
+        for (block, own) in blocks.enumerate() {
+            scatter(
+                &sequence.losses,
+                self.test_count,
+                block,
+                &mut own[evaluation..],
+            );
+        }
+        let (Some(all), Some(measured)) = (&mut self.measured, &sequence.measured) else {
+            return;
+        };
+        let blocks = all.chunks_mut(self.evaluation_count.max(1));
+        for (block, own) in blocks.enumerate() {
+            scatter(measured, self.test_count, block, &mut own[evaluation..]);
+        }
     }
 
     /// Number of training examples `n`.
@@ -205,27 +230,34 @@ impl Problem {
     /// The loss of a test example at an evaluation (counted over all sequences), if measured.
     #[inline]
     pub(crate) fn loss(&self, evaluation: usize, test: usize) -> Option<f64> {
-        let position = evaluation * self.test_count + test;
+        let place = test / LANES * self.evaluation_count + evaluation;
         match &self.measured {
-            Some(measured) if !measured[position] => None,
-            _ => Some(self.losses[position]),
+            Some(measured) if !measured[place][test % LANES] => None,
+            _ => Some(self.losses[place][test % LANES]),
         }
     }
 
     /// The losses and weights (1 measured, 0 not) of the test examples `first..first + N` at an
-    /// evaluation; lanes beyond the last test example have weight 0.
-    #[inline]
+    /// evaluation, all of one block; lanes beyond the last test example have weight 0.
+    #[inline(always)]
     pub(crate) fn lanes<const N: usize>(
         &self,
         evaluation: usize,
         first: usize,
     ) -> ([f64; N], [f64; N]) {
         if self.measured.is_none()
-            && let Some(losses) = self.losses[evaluation * self.test_count..][first..].first_chunk()
             && first + N <= self.test_count
+            && let lanes = &self.losses[first / LANES * self.evaluation_count + evaluation]
+            && let Some(losses) = lanes[first % LANES..].first_chunk()
         {
             return (*losses, [1.0; N]);
         }
+        self.some_lanes(evaluation, first)
+    }
+
+    /// As [`Problem::lanes`], where some may be missing.
+    #[inline(never)]
+    fn some_lanes<const N: usize>(&self, evaluation: usize, first: usize) -> ([f64; N], [f64; N]) {
         let (mut values, mut weights) = ([0.0; N], [0.0; N]);
         let count = N.min(self.test_count - first);
         for lane in 0..count {
@@ -235,6 +267,15 @@ impl Problem {
             }
         }
         (values, weights)
+    }
+}
+
+/// Copies the columns of a block out of a row-major table `[evaluations × test_count]`.
+fn scatter<T: Copy>(table: &[T], test_count: usize, block: usize, own: &mut [[T; LANES]]) {
+    let first = block * LANES;
+    let last = test_count.min(first + LANES);
+    for (row, lanes) in table.chunks_exact(test_count).zip(own) {
+        lanes[..last - first].copy_from_slice(&row[first..last]);
     }
 }
 

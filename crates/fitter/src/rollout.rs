@@ -205,7 +205,7 @@ pub(crate) fn solve<const K: usize>(
         tolerance: TEACHER_FORCED_TOLERANCE,
         ..*target
     };
-    let mut anchor = exact::solve(block, rows, &anchor_target, None, test)?.parameters;
+    let mut anchor = exact::solve(block, rows, &anchor_target, test)?.parameters;
     let form = target.form;
     finish_block(form.variant, form.shrinkage, &mut anchor, |id, lane| {
         block.has_seen(id, lane)

@@ -2,8 +2,9 @@
 
 use crate::lanes::LANES;
 use crate::parameters::{finish_block, roll_out};
+use crate::path::Path;
 use crate::teacher_forced::{Block, Rows, Target};
-use crate::{FitError, FitSettings, Penalty, Problem, Variant, exact};
+use crate::{FitError, FitSettings, Penalty, Problem, Variant};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -11,7 +12,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use simfluence_core::Progress;
 
-/// Tolerance of the fits that are only compared with each other.
+/// Tolerance of the fits that are only compared with each other: their errors agree with those of
+/// full fits to 2e-6 where there are
+/// enough data, to 1e-5 on a small problem with almost no penalty (tested).
 const SEARCH_TOLERANCE: f64 = 1e-5;
 
 /// The candidates and folds of leave-run-out validation.
@@ -226,7 +229,7 @@ fn validate<const K: usize>(
 ) -> Result<Errors, FitError> {
     let form = settings.target().form;
     let block = Block::<K, LANES>::new(problem, &part.rows, form, first);
-    let mut start: Option<Vec<[f64; LANES]>> = None;
+    let mut solutions = Path::new(&block, &part.rows, first);
     let mut errors = Vec::with_capacity(path.len());
     for &penalty in path {
         let target = Target {
@@ -235,12 +238,10 @@ fn validate<const K: usize>(
             tolerance: SEARCH_TOLERANCE,
             max_iterations: settings.max_iterations,
         };
-        let solved = exact::solve(&block, &part.rows, &target, start.as_deref(), first)?;
-        let mut parameters = solved.parameters.clone();
+        let mut parameters = solutions.solve(&target)?.to_vec();
         finish_block(form.variant, form.shrinkage, &mut parameters, |id, lane| {
             block.has_seen(id, lane)
         });
-        start = Some(solved.parameters);
         let of = part.left_out.iter();
         errors.push(
             of.map(|&sequence| rollout_error(problem, sequence, form.variant, &parameters, first))
@@ -389,7 +390,7 @@ mod tests {
             let expected = literal_error(&problem, &folds, row.penalty);
             let got = row.mse.unwrap();
             assert!(
-                (got - expected).abs() <= 1e-4 * expected,
+                (got - expected).abs() <= 1e-5 * expected,
                 "{got} against {expected}"
             );
             assert!(

@@ -16,6 +16,8 @@ pub(crate) struct Rows {
     pub exposures: Exposures,
     /// The values of the exposures in single precision.
     pub single: Vec<f32>,
+    /// Sum of the exposures of each row: 1 up to the rounding of recorded weights.
+    sums: Vec<f64>,
     /// Evaluations that hold `L_{t-1}` and `L_t`.
     pub evaluations: Vec<(usize, usize)>,
 }
@@ -51,6 +53,7 @@ impl Rows {
         let exposures = problem.exposures.select(rows.into_iter());
         Ok(Self {
             single: exposures.values().iter().map(|&x| x as f32).collect(),
+            sums: (0..exposures.len()).map(|r| exposures.row_sum(r)).collect(),
             exposures,
             evaluations,
         })
@@ -90,43 +93,12 @@ pub(crate) const fn triangle(terms: usize) -> usize {
 impl<const K: usize, const N: usize> Block<K, N> {
     /// The problem of the test examples `first..first + N`.
     pub fn new(problem: &Problem, rows: &Rows, form: Form, first: usize) -> Self {
-        let n = problem.train_count();
-        let mut block = Self {
-            coefficients: Vec::with_capacity(rows.len() * K),
-            single: Vec::new(),
-            targets: Vec::with_capacity(rows.len()),
-            right_side: vec![[0.0; N]; n * K],
-            diagonal: vec![[0.0; N]; n * triangle(K)],
-        };
-        for (row, &(before, after)) in rows.evaluations.iter().enumerate() {
-            let (previous, seen) = problem.lanes::<N>(before, first);
-            let (next, seen_too) = problem.lanes::<N>(after, first);
-            let alpha = match form.variant {
-                Variant::Additive => 1.0,
-                _ => form.shrinkage.value() * rows.exposures.row_sum(row),
-            };
-            let weight: [f64; N] = std::array::from_fn(|l| seen[l] * seen_too[l]);
-            let weighted: [f64; N] = std::array::from_fn(|l| weight[l] * previous[l]);
-            block.targets.push(std::array::from_fn(|l| {
-                weight[l] * (next[l] - alpha * previous[l])
-            }));
-            if form.variant.has_a() {
-                block.coefficients.push(weighted);
-            }
-            if form.variant.has_b() {
-                block.coefficients.push(weight);
-            }
-        }
-        dispatch(Prepare {
-            exposures: &rows.exposures,
-            block: &mut block,
-        });
-        block.single = block
-            .coefficients
-            .iter()
-            .map(|c| c.map(|v| v as f32))
-            .collect();
-        block
+        dispatch(Assemble::<K, N> {
+            problem,
+            rows,
+            form,
+            first,
+        })
     }
 
     /// `Φᵀ Φ + Λ` in double precision.
@@ -151,26 +123,30 @@ impl<const K: usize, const N: usize> Block<K, N> {
         }
     }
 
-    /// The objective at `d`, per test example.
+    /// `r ← Φᵀ (y − Φ d) − Λ d`, half of the negative gradient; gives the objective at `d`.
     #[inline(always)]
-    pub fn objective<M: MulAdd>(
+    pub fn residual<M: MulAdd>(
         &self,
         exposures: &Exposures,
         penalty: &[f64; 2],
         d: &[[f64; N]],
+        r: &mut [[f64; N]],
     ) -> [f64; N] {
         let mut total = [0.0; N];
+        for (r, terms) in r.chunks_exact_mut(K).zip(d.chunks_exact(K)) {
+            for k in 0..K {
+                r[k] = std::array::from_fn(|l| -penalty[k] * terms[k][l]);
+                for l in 0..N {
+                    total[l] = M::double(-r[k][l], terms[k][l], total[l]);
+                }
+            }
+        }
         for (row, coefficients) in self.coefficients.chunks_exact(K).enumerate() {
             let (ids, values) = exposures.entries(row);
             let explained = predict::<f64, K, N, M>(ids, values, coefficients, d);
             let rest: [f64; N] = std::array::from_fn(|l| self.targets[row][l] - explained[l]);
             accumulate::<f64, N, M>(&mut total, &rest, &rest);
-        }
-        for terms in d.chunks_exact(K) {
-            for k in 0..K {
-                let penalised: [f64; N] = std::array::from_fn(|l| penalty[k] * terms[k][l]);
-                accumulate::<f64, N, M>(&mut total, &penalised, &terms[k]);
-            }
+            spread::<f64, K, N, M>(ids, values, coefficients, &rest, r);
         }
         total
     }
@@ -191,32 +167,38 @@ pub(crate) struct Normal<'a, T, const K: usize, const N: usize> {
 }
 
 impl<T: Real, const K: usize, const N: usize> Normal<'_, T, K, N> {
-    /// `(Φᵀ Φ + Λ) p` into `out`.
+    /// `(Φᵀ Φ + Λ) p` into `out`; gives `pᵀ (Φᵀ Φ + Λ) p`, summed in `T` over short runs, those
+    /// in double precision.
     #[inline(always)]
-    pub fn apply<M: MulAdd>(&self, p: &[[T; N]], out: &mut [[T; N]]) {
-        for (q, d) in out.chunks_exact_mut(K).zip(p.chunks_exact(K)) {
-            for k in 0..K {
-                q[k] = std::array::from_fn(|l| self.penalty[k] * d[k][l]);
+    pub fn apply<M: MulAdd>(&self, p: &[[T; N]], out: &mut [[T; N]]) -> [f64; N] {
+        let mut curvature = [0.0; N];
+        for (out, p) in out.chunks_mut(K * RUN).zip(p.chunks(K * RUN)) {
+            let mut part = [T::ZERO; N];
+            for (q, d) in out.chunks_exact_mut(K).zip(p.chunks_exact(K)) {
+                for k in 0..K {
+                    q[k] = std::array::from_fn(|l| self.penalty[k] * d[k][l]);
+                    accumulate::<T, N, M>(&mut part, &q[k], &d[k]);
+                }
             }
+            curvature = std::array::from_fn(|l| curvature[l] + part[l].widen());
         }
-        let mut explained = [[T::ZERO; N]; TOGETHER];
-        for (part, coefficients) in self.coefficients.chunks(K * TOGETHER).enumerate() {
-            let rows = coefficients.chunks_exact(K).zip(part * TOGETHER..);
-            for ((coefficients, row), explained) in rows.clone().zip(&mut explained) {
+        let runs = self.coefficients.chunks(K * RUN);
+        for (coefficients, first) in runs.zip((0..).step_by(RUN)) {
+            let mut part = [T::ZERO; N];
+            for (coefficients, row) in coefficients.chunks_exact(K).zip(first..) {
                 let (ids, values) = self.exposures.entries_with(row, self.values);
-                *explained = predict::<T, K, N, M>(ids, values, coefficients, p);
+                let explained = predict::<T, K, N, M>(ids, values, coefficients, p);
+                accumulate::<T, N, M>(&mut part, &explained, &explained);
+                spread::<T, K, N, M>(ids, values, coefficients, &explained, out);
             }
-            for ((coefficients, row), explained) in rows.zip(&explained) {
-                let (ids, values) = self.exposures.entries_with(row, self.values);
-                spread::<T, K, N, M>(ids, values, coefficients, explained, out);
-            }
+            curvature = std::array::from_fn(|l| curvature[l] + part[l].widen());
         }
+        curvature
     }
 }
 
-/// Rows that are read before the first of them is written, so that several reads from the caches
-/// are under way at once.
-const TOGETHER: usize = 16;
+/// Terms over which a dot product is summed in the precision of its factors.
+pub(crate) const RUN: usize = 64;
 
 /// `Σ_k c_k Σ_i x(i) p_{i,k}` of one row.
 #[inline(always)]
@@ -263,23 +245,52 @@ fn spread<T: Real, const K: usize, const N: usize, M: MulAdd>(
     }
 }
 
-/// Computes `Φᵀ y` and the diagonal blocks of `Φᵀ Φ`.
-struct Prepare<'a, const K: usize, const N: usize> {
-    exposures: &'a Exposures,
-    block: &'a mut Block<K, N>,
+/// Reads the losses of a block and computes `Φᵀ y` and the diagonal blocks of `Φᵀ Φ`, in one pass
+/// over the rows.
+struct Assemble<'a, const K: usize, const N: usize> {
+    problem: &'a Problem,
+    rows: &'a Rows,
+    form: Form,
+    first: usize,
 }
 
-impl<const K: usize, const N: usize> Kernel for Prepare<'_, K, N> {
-    type Output = ();
+impl<const K: usize, const N: usize> Kernel for Assemble<'_, K, N> {
+    type Output = Block<K, N>;
 
     #[inline(always)]
-    fn run<M: MulAdd>(self) {
-        let block = self.block;
-        for (row, coefficients) in block.coefficients.chunks_exact(K).enumerate() {
-            let (ids, values) = self.exposures.entries(row);
-            let target = block.targets[row];
-            spread::<f64, K, N, M>(ids, values, coefficients, &target, &mut block.right_side);
-            let products = products::<K, N>(coefficients);
+    fn run<M: MulAdd>(self) -> Block<K, N> {
+        let Assemble {
+            problem,
+            rows,
+            form,
+            first,
+        } = self;
+        let n = problem.train_count();
+        let mut block = Block {
+            coefficients: Vec::with_capacity(rows.len() * K),
+            single: Vec::with_capacity(rows.len() * K),
+            targets: Vec::with_capacity(rows.len()),
+            right_side: vec![[0.0; N]; n * K],
+            diagonal: vec![[0.0; N]; n * triangle(K)],
+        };
+        for (row, &(before, after)) in rows.evaluations.iter().enumerate() {
+            let (previous, seen) = problem.lanes::<N>(before, first);
+            let (next, seen_too) = problem.lanes::<N>(after, first);
+            let alpha = match form.variant {
+                Variant::Additive => 1.0,
+                _ => form.shrinkage.value() * rows.sums[row],
+            };
+            let weight: [f64; N] = std::array::from_fn(|l| seen[l] * seen_too[l]);
+            let target: [f64; N] =
+                std::array::from_fn(|l| weight[l] * (next[l] - alpha * previous[l]));
+            let mut coefficients = [weight; K];
+            if form.variant.has_a() {
+                coefficients[0] = std::array::from_fn(|l| weight[l] * previous[l]);
+            }
+            let (ids, values) = rows.exposures.entries(row);
+            let right_side = &mut block.right_side;
+            spread::<f64, K, N, M>(ids, values, &coefficients, &target, right_side);
+            let products = products::<K, N>(&coefficients);
             let size = triangle(K);
             for (&id, &x) in ids.iter().zip(values) {
                 let entries = &mut block.diagonal[id as usize * size..(id as usize + 1) * size];
@@ -287,7 +298,13 @@ impl<const K: usize, const N: usize> Kernel for Prepare<'_, K, N> {
                     axpy::<f64, N, M>(entry, x * x, product);
                 }
             }
+            block.targets.push(target);
+            for lanes in coefficients {
+                block.coefficients.push(lanes);
+                block.single.push(std::array::from_fn(|l| lanes[l] as f32));
+            }
         }
+        block
     }
 }
 
