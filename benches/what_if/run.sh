@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Records the four run sets on which what-if answers are judged, compares optimizer-dynamics with
+# Records the run sets on which what-if answers are judged, compares optimizer-dynamics with
 # Simfluence-Linear and the baselines on them, and prints the tables of docs/results.md.
 #
 #   benches/what_if/run.sh FOLDER AG_NEWS_CSV [JOBS] [PROGRAM]
@@ -21,13 +21,14 @@ compare() { # name of the result, run set, methods, further options
     mv "$out.part" "$out"
 }
 
-for task in ag_news_adamw ag_news_momentum numbers_adamw number_words_adam; do
+for task in ag_news_adamw ag_news_momentum numbers_adamw number_words_adam ag_news_unseen; do
     data=()
     case $task in ag_news*) data=(--data "$news") ;; esac
     "$program" record "$root/data/tasks/what_if/$task.toml" "${data[@]}" \
         --out "$folder/$task" --jobs "$jobs"
     "$program" check "$folder/$task" --learned 0.4 > "$folder/$task.check.txt"
     compare "$task.all" "$task" optimizer-dynamics,simfluence-linear --ablate
+    [ "$task" = ag_news_unseen ] && continue
     for share in "2 1" "4 1" "1 4" "8 1" "4 4"; do
         set -- $share
         compare "$task.steps-$1.tests-$2" "$task" optimizer-dynamics --thin-steps "$1" --thin-tests "$2"

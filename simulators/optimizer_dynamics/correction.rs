@@ -19,8 +19,8 @@ const POINTS_PER_RUN: (usize, usize) = (6, 24);
 
 /// Coordinates after the exposures: the clock, and the rate so far.
 const CLOCK: usize = 2;
-/// Length scale of the rate, in nats. It is long because the recorded runs seldom differ in their
-/// rate: what the closed loop misses at one rate, it misses at another that is not far from it.
+/// Length scale of the rate, in nats. It is long, so that what the closed loop misses at one rate
+/// is taken to be missed at others too; a change of the rate itself is left to the pushes.
 const RATE_SCALE: f64 = 4.0;
 /// The same for distances: a rate that was not recorded is far all the same.
 const RATE_REACH: f64 = 1.0;
