@@ -596,7 +596,7 @@ fn print(answer: &Answer, args: &PlanArgs, run_set: &Path) -> Result<()> {
 
 fn print_table(answer: &Answer, args: &PlanArgs, run_set: &Path) {
     println!(
-        "{}: {} runs chosen of {} candidates, after {} training runs, for {} questions\n",
+        "{}: {} runs chosen of {} candidates, after {} training runs; questions: {}\n",
         answer.file,
         answer.runs.len(),
         answer.candidates,
@@ -638,9 +638,11 @@ fn print_table(answer: &Answer, args: &PlanArgs, run_set: &Path) {
         Some(path) => path.display().to_string(),
         None => run_set.join("task.toml").display().to_string(),
     };
+    let data =
+        (args.data.as_ref()).map_or(String::new(), |path| format!(" --data {}", path.display()));
     if args.task.is_some() || run_set.join("task.toml").exists() {
         println!(
-            "Record them with: simfluence record {task} --plan {} --out {}",
+            "Record them with: simfluence record {task}{data} --plan {} --out {}",
             answer.file,
             run_set.display()
         );

@@ -176,12 +176,19 @@ impl Bands {
         let mut widths = vec![0.0; tests];
         let mut sum = 0.0;
         let distances = correction.distances(inputs, basis);
-        for (step, distance) in distances.iter().enumerate() {
-            let step = step as f64 + 1.0;
-            let ratio = self.ratio(step, *distance);
+        let ratio = |step: usize| self.ratio(step as f64, distances[step - 1]);
+        for step in 1..=distances.len() {
+            // Between knots no point was recorded, so that all are far by the clock alone.
+            let (a, b, part) = self.between(step as f64);
+            let (before, after) = (self.knots[a] as usize, self.knots[b] as usize);
+            let ratio = if before < step && step < after && after <= distances.len() {
+                ratio(before) * (1.0 - part) + ratio(after) * part
+            } else {
+                ratio(step)
+            };
             sum += ratio;
             let factor = quantile * ratio.max(1.0).powf(self.growth);
-            widths.extend((0..tests).map(|test| factor * self.scale(step, test)));
+            widths.extend((0..tests).map(|test| factor * self.scale(step as f64, test)));
         }
         (widths, sum / distances.len().max(1) as f64)
     }
