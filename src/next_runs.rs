@@ -87,17 +87,16 @@ pub fn run(args: &PlanArgs, run_set: &Path, progress: &dyn Progress) -> Result<(
         );
     }
     let open = OpenRuns::read(run_set)?;
-    let train = training_runs(&open, &args.train_runs)?;
-    let design = Design::find(args, &open, &train)?;
-    let questions = questions(args, &open, &design)?;
-    let candidates = candidates(args, &open, &design)?;
+    let mut train = training_runs(&open, &args.train_runs)?;
     let simulator =
         crate::fit::optimizer_dynamics(&open, &train, args.seed.unwrap_or(0), None, progress)?;
-    let used = &simulator.report().training_runs;
-    let recorded: Vec<&Curriculum> = (train.iter())
-        .filter(|run| used.contains(&run.id))
-        .map(|run| &run.curriculum)
-        .collect();
+    // What the fit left out (killed at once, diverged) tells nothing about the design either.
+    let report = simulator.report();
+    train.retain(|run| report.training_runs.contains(&run.id));
+    let recorded: Vec<&Curriculum> = train.iter().map(|run| &run.curriculum).collect();
+    let design = Design::find(args, &open, &train, report.reference_rate.is_some())?;
+    let questions = questions(args, &open, &design)?;
+    let candidates = candidates(args, &open, &design)?;
     let further = args.runs.min(args.pool - args.runs) as usize;
     let settings = NextRunsSettings {
         runs: args.runs as usize,
@@ -142,7 +141,7 @@ fn training_runs<'a>(open: &'a OpenRuns, wanted: &[String]) -> Result<Vec<&'a Ru
 
 impl Design {
     /// The design of the task file given or kept; else what the recorded runs tell.
-    fn find(args: &PlanArgs, open: &OpenRuns, train: &[&Run]) -> Result<Self> {
+    fn find(args: &PlanArgs, open: &OpenRuns, train: &[&Run], rates: bool) -> Result<Self> {
         let kept = open.set.path().join("task.toml");
         let kept = if kept.exists() {
             Some(Task::load(&kept)?)
@@ -170,12 +169,11 @@ impl Design {
             }
             None => (DesignSettings::default(), recorded_shape(train)),
         };
-        let first_rate = |run: &&Run| run.curriculum.steps().first()?.learning_rate;
         let (datasets, dataset_of) = open.set.train_examples().groups("dataset");
         let design = Self {
             settings,
             shape,
-            rates: train.iter().all(|run| first_rate(run).is_some()),
+            rates,
             datasets,
             dataset_of,
         };

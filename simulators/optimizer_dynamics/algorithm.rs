@@ -271,6 +271,7 @@ impl Fit for OptimizerDynamicsValidParams {
             Some(_) => &params.rate_exponents[..1],
             None => &[1.0],
         };
+        let tests = first.trajectory.test_count();
         let least_rank = group_count.clamp(RANKS.0, RANKS.1);
         let shapes: Vec<Shape> = exponents(memory, params)
             .into_iter()
@@ -280,15 +281,15 @@ impl Fit for OptimizerDynamicsValidParams {
                 exponent,
                 rate_exponent,
                 groups: group_count,
-                rank: params.rank.unwrap_or(least_rank),
+                rank: params.rank.unwrap_or(least_rank).min(tests),
                 saturation: params.has(Ingredient::Saturation),
                 state: params.has(Ingredient::State),
             })
             .collect();
         let (mut candidates, (mut shape, mut chosen)) =
             choose(&prepared, &folds, &shapes, &params.penalties, progress);
-        let most_rank = (2 * group_count).clamp(RANKS.0, RANKS.1);
-        if params.rank.is_none() && most_rank > least_rank && shape.state {
+        let most_rank = (2 * group_count).clamp(RANKS.0, RANKS.1).min(tests);
+        if params.rank.is_none() && most_rank > shape.rank && shape.state {
             let rank = most_rank;
             let more = [Shape { rank, ..shape }];
             let (tried, best) = choose(&prepared, &folds, &more, &params.penalties, progress);
@@ -330,7 +331,6 @@ impl Fit for OptimizerDynamicsValidParams {
             groups: group_count,
             rate_exponent: shape.rate_exponent,
         };
-        let tests = first.trajectory.test_count();
         let corrected = params.has(Ingredient::Correction);
         let fit_correction =
             |missed: &[Missed<'_>]| Correction::fit(missed, &basis, tests, corrected);

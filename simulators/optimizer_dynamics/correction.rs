@@ -44,7 +44,7 @@ pub(super) struct Basis {
 
 impl Basis {
     /// Number of coordinates.
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.horizons.len() * self.groups + CLOCK
     }
 }

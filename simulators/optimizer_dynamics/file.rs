@@ -194,16 +194,22 @@ impl OptimizerDynamicsSimulator {
             growth: report.support.growth,
             runs: report.support.runs,
         };
+        let basis = Basis {
+            horizons: artifact
+                .json::<Vec<Option<f64>>>("horizons")?
+                .into_iter()
+                .map(|h| h.unwrap_or(f64::INFINITY))
+                .collect(),
+            groups: sizes.groups,
+            rate_exponent: report.chosen.rate_exponent,
+        };
+        if basis.width() != sizes.coordinates {
+            return Err(OptimizerDynamicsError::Malformed(
+                "the sizes of the tables do not fit each other; the file is damaged".to_owned(),
+            ));
+        }
         Ok(Self {
-            basis: Basis {
-                horizons: artifact
-                    .json::<Vec<Option<f64>>>("horizons")?
-                    .into_iter()
-                    .map(|h| h.unwrap_or(f64::INFINITY))
-                    .collect(),
-                groups: sizes.groups,
-                rate_exponent: report.chosen.rate_exponent,
-            },
+            basis,
             params,
             model,
             correction: correction("correction", sizes.corrected)?,

@@ -10,13 +10,14 @@
 //! | push | `g_c = n_c(t) ρ_c`, `ρ_c = clip(w_c · [1, z], 0, 1)` | share of the batch times the mean residual of the dataset, read out from the state |
 //! | memory | `m_c^β = EMA_β(g_c) / (1 − β^t)` | the first moment, for `β` = 0, the optimiser's own, and twice as far |
 //! | normalisation | `s_c = (v̂_c + 0.05)^(−p)`, `v_c = EMA_β₂(g_c²)` | the optimiser's own second moment; `p` below ½ because datasets share coordinates; 1 for SGD |
-//! | pushes | `F = (η_t/η_ref) m_c^β s_c` | over datasets and memories |
+//! | pushes | `F = (η_t/η_ref)^q m_c^β s_c` | over datasets and memories; `q` below 1 because steps at high rates overshoot |
 //! | increment | `ΔL_j = [F, F ⊗ z] · a_j + (F · b_j) L_j` | `⟨∇L_j, u_c⟩` depends on the state: linear in `z` and in the own loss |
+//! | second fit | `ΔL + γ (L − S)` from the states `S` of the simulator's own rollouts | errors fade instead of growing |
 //! | correction | `δ_j(u_t)`, a Gaussian process over exposures so far and the clock | what the closed loop misses of left-out runs, alike where curricula are alike |
 //! | stacking | `ω (closed loop + δ) + (1 − ω) (mean run + δ')` | the mean run, corrected in the same way, errs elsewhere |
 //!
-//! `a_j` and `b_j` come from one ridge regression per test example; its penalty and `p` from
-//! simulated left-out training runs. Evaluations may be missing: a regression row spans the gap
+//! `a_j` and `b_j` come from one ridge regression per test example; its penalty, `p`, `q`,
+//! `γ` and the number of components from simulated left-out training runs. Evaluations may be missing: a regression row spans the gap
 //! between two measurements of a test example, and the state in between is filled in by the fit
 //! before. Shapes: `C` datasets, `k` components, `m` test examples; `a` is `[3C(1+k) × m]`, `b`
 //! `[3C × m]`. Losses in nats per target token.

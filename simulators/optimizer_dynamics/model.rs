@@ -177,6 +177,9 @@ impl Model {
         penalty: f64,
         pulls: &[f64],
     ) -> Vec<Self> {
+        if pulls.is_empty() {
+            return Vec::new();
+        }
         let shape = self.shape();
         let features = |run, path| features(shape, &self.space, &self.readout, run, path);
         let simulated: Vec<Path> = runs

@@ -62,7 +62,7 @@ pub struct NextRuns {
     /// The runs chosen, then those that would be chosen next.
     pub picks: Vec<NextRun>,
     /// Root mean variance over the questions after as many runs drawn at random (mean over the
-    /// draws), nats.
+    /// draws), nats; 0 without draws.
     pub random: f64,
 }
 
@@ -115,12 +115,17 @@ impl OptimizerDynamicsSimulator {
         questions: &[&Curriculum],
         settings: &NextRunsSettings,
     ) -> Result<NextRuns, NextRunsError> {
+        let all: Vec<&Curriculum> = [recorded, candidates, questions].concat();
         for (what, count) in [
             ("recorded run", recorded.len()),
             ("candidate", candidates.len()),
             ("question", questions.len()),
             ("run to choose", settings.runs),
             ("point of a curriculum", settings.points),
+            (
+                "step in each curriculum",
+                all.iter().map(|c| c.len()).min().unwrap_or(0),
+            ),
         ] {
             if count == 0 {
                 return Err(NextRunsError::None { what });
@@ -132,7 +137,6 @@ impl OptimizerDynamicsSimulator {
                 got: candidates.len(),
             });
         }
-        let all: Vec<&Curriculum> = [recorded, candidates, questions].concat();
         let places: Vec<Vec<f64>> = all
             .par_iter()
             .map(|curriculum| self.places(curriculum, settings.points))

@@ -60,14 +60,14 @@ impl Ingredient {
 /// | --- | --- | --- |
 /// | `penalties` | 3, 10, 30, 100, 300, 1 000 | at least 1e-7, at least one |
 /// | `exponents` | 0.25, 0.5 (none for SGD, which does not normalise) | 0 to 1, at least one |
-/// | `rate_exponents` | 0.5, 0.75, 1 | 0 to 1, at least one |
+/// | `rate_exponents` | 0.5, 0.75, 1 | above 0, to 1, at least one |
 /// | `pulls` | 0.05, 0.1 | 0 to 1; none: no second fit |
-/// | `rank` | number of datasets, 2 to 8 | at least 1 |
+/// | `rank` | number of datasets or twice as many, 2 to 8, chosen | at least 1 |
 /// | `without` | nothing | any of [`Ingredient::ALL`] |
 /// | `folds` | 5 | at least 2 |
 /// | `seed` | 0 | any |
 ///
-/// Penalties, both kinds of exponents and pulls are chosen by leave-run-out rollouts where there are several;
+/// Penalties, both kinds of exponents, pulls and the rank are chosen by leave-run-out rollouts where there are several;
 /// that there is no second fit is one of the choices.
 ///
 /// ```
@@ -189,14 +189,14 @@ impl OptimizerDynamicsParams {
                 "at least one, each at least 1e-7 and finite",
             );
         }
-        for (name, exponents) in [
-            ("exponents", &self.exponents),
-            ("rate_exponents", &self.rate_exponents),
-        ] {
-            if exponents.is_empty() || !exponents.iter().all(|e| (0.0..=1.0).contains(e)) {
-                let got = format!("{exponents:?}");
-                return refuse(name, got, "at least one, each from 0 to 1");
-            }
+        if self.exponents.is_empty() || !self.exponents.iter().all(|e| (0.0..=1.0).contains(e)) {
+            let got = format!("{:?}", self.exponents);
+            return refuse("exponents", got, "at least one, each from 0 to 1");
+        }
+        let power = |q: &f64| *q > 0.0 && *q <= 1.0;
+        if self.rate_exponents.is_empty() || !self.rate_exponents.iter().all(power) {
+            let got = format!("{:?}", self.rate_exponents);
+            return refuse("rate_exponents", got, "at least one, each above 0, to 1");
         }
         if !self.pulls.iter().all(|pull| (0.0..=1.0).contains(pull)) {
             let got = format!("{:?}", self.pulls);

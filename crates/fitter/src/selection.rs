@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use simfluence_core::Progress;
 
 /// Tolerance of the fits that are only compared with each other: their errors agree with those of
-/// full fits to 2e-6 where there are
-/// enough data, to 1e-5 on a small problem with almost no penalty (tested).
+/// full fits to 2e-6 where there are enough data, to 1e-5 on a small problem with almost no penalty
+/// (tested).
 const SEARCH_TOLERANCE: f64 = 1e-5;
 
 /// The candidates and folds of leave-run-out validation.
