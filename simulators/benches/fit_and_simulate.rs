@@ -8,7 +8,9 @@ use simfluence_core::{
     Curriculum, Fit, NoProgress, Run, RunInfo, RunStatus, Simulator, Step, Trajectory,
 };
 use simfluence_simulators::optimizer_dynamics::OptimizerDynamicsParams;
-use simfluence_simulators::simfluence::{Lambda, Penalty, PenaltySearch, SimfluenceParams};
+use simfluence_simulators::simfluence::{
+    Lambda, Penalty, PenaltySearch, SimfluenceParams, SimfluenceSimulator,
+};
 use std::hint::black_box;
 
 /// `runs` runs of `steps` steps: losses that fall towards a floor, at the pace of the batch.
@@ -81,14 +83,18 @@ fn fit(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn simulate(criterion: &mut Criterion) {
-    let (n, m, steps, batch) = (2000, 1000, 1000, 8);
-    let recorded = runs(n, m, 1, steps, batch);
+fn fitted(run: &Run, n: usize) -> SimfluenceSimulator {
     let params = SimfluenceParams::new()
         .lambda(Lambda::Fixed(Penalty { a: 1.0, b: 1.0 }))
         .check()
         .expect("valid");
-    let simulator = params.fit(&[&recorded[0]], n, &NoProgress).expect("a fit");
+    params.fit(&[run], n, &NoProgress).expect("a fit")
+}
+
+fn simulate(criterion: &mut Criterion) {
+    let (n, m, steps, batch) = (2000, 1000, 1000, 8);
+    let recorded = runs(n, m, 1, steps, batch);
+    let simulator = fitted(&recorded[0], n);
     let initial = recorded[0].trajectory.initial().expect("complete");
     let name = format!("simulate/linear_n{n}_m{m}_steps{steps}_batch{batch}");
     criterion.bench_function(&name, |b| {
@@ -104,11 +110,7 @@ fn simulate(criterion: &mut Criterion) {
 fn what_ifs(criterion: &mut Criterion) {
     let (n, m, steps, batch, count) = (2000, 200, 500, 8, 100);
     let recorded = runs(n, m, 1, steps, batch);
-    let params = SimfluenceParams::new()
-        .lambda(Lambda::Fixed(Penalty { a: 1.0, b: 1.0 }))
-        .check()
-        .expect("valid");
-    let simulator = params.fit(&[&recorded[0]], n, &NoProgress).expect("a fit");
+    let simulator = fitted(&recorded[0], n);
     let initial = recorded[0].trajectory.initial().expect("complete");
     let edits: Vec<Curriculum> = (0..count)
         .map(|edit| {

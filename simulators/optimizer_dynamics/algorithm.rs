@@ -304,19 +304,23 @@ impl Fit for OptimizerDynamicsValidParams {
             &[]
         };
         let left_out_models = left_out_models(&prepared, &folds, shape, chosen.penalty, pulls);
+        let mut refitted = Vec::with_capacity(pulls.len());
         for (p, &pull) in pulls.iter().enumerate() {
             let mse =
                 |(r, &fold): (usize, &usize)| mse(&left_out_models[fold][1 + p], &prepared[r]);
             let sum: f64 = folds.iter().enumerate().map(mse).sum();
-            candidates.push(Candidate {
+            refitted.push(Candidate {
                 pull: Some(pull),
                 mse: sum / prepared.len() as f64,
                 ..chosen
             });
         }
-        if let Some(best) = (candidates.iter()).min_by(|a, b| a.mse.total_cmp(&b.mse)) {
-            chosen = *best;
+        for candidate in &refitted {
+            if candidate.mse < chosen.mse {
+                chosen = *candidate;
+            }
         }
+        candidates.extend(refitted);
         let place = pulls.iter().position(|&p| Some(p) == chosen.pull);
         let place = place.map_or(0, |p| p + 1);
         let all: Vec<&Prepared> = prepared.iter().collect();

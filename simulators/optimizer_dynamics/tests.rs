@@ -107,6 +107,18 @@ fn fitted(params: OptimizerDynamicsParams, runs: &[Run]) -> OptimizerDynamicsSim
         .unwrap()
 }
 
+fn shape(saturation: bool) -> Shape {
+    Shape {
+        memory: Memory::of(Some(&MOMENTUM)),
+        exponent: 0.0,
+        rate_exponent: 1.0,
+        rank: TESTS,
+        groups: 3,
+        saturation,
+        state: true,
+    }
+}
+
 fn prepared(runs: &[Run]) -> Vec<Prepared> {
     let prepare = |run: &Run| {
         let inputs = Inputs::new(&run.curriculum, &GROUPS, 3, Some(1e-3), "test");
@@ -434,15 +446,7 @@ fn datasets_that_are_no_longer_badly_predicted_push_less() {
     }
     let simulator = fitted(params(), &given);
     assert!(simulator.report().batch_losses);
-    let shape = Shape {
-        memory: Memory::of(Some(&MOMENTUM)),
-        exponent: 0.0,
-        rate_exponent: 1.0,
-        rank: 3,
-        groups: 3,
-        saturation: true,
-        state: true,
-    };
+    let shape = shape(true);
     let prepared = prepared(&given);
     let (models, _) = Model::fit(&prepared.iter().collect::<Vec<_>>(), shape, &[1.0]);
     let rho = |losses: [f64; 3]| {
@@ -458,15 +462,7 @@ fn datasets_that_are_no_longer_badly_predicted_push_less() {
 
 #[test]
 fn the_second_fit_learns_nothing_from_perfect_rollouts_and_helps_imperfect_ones() {
-    let shape = Shape {
-        memory: Memory::of(Some(&MOMENTUM)),
-        exponent: 0.0,
-        rate_exponent: 1.0,
-        rank: 3,
-        groups: 3,
-        saturation: false,
-        state: true,
-    };
+    let shape = shape(false);
     let refitted = |runs: &[Run]| {
         let prepared = prepared(runs);
         let all: Vec<&Prepared> = prepared.iter().collect();

@@ -193,9 +193,7 @@ impl SimfluenceSimulator {
             report: artifact.json("provenance")?,
         })
     }
-}
 
-impl SimfluenceSimulator {
     fn exposures(
         &self,
         curriculum: &Curriculum,
