@@ -101,7 +101,7 @@ impl BaseModel {
 
     /// The examples of a run set as tokens.
     pub fn tokens(&self, examples: &Examples) -> Result<Vec<TokenizedExample>> {
-        let context = self.weights.architecture().model.context as usize;
+        let context = self.weights.architecture().decoder().context as usize;
         examples
             .as_slice()
             .iter()

@@ -4,7 +4,9 @@
 //! feature `torch` adds the transformer, the optimisers, training and gradients.
 
 mod approximation;
+pub mod decoder;
 pub mod device;
+pub mod hugging_face;
 #[cfg(feature = "torch")]
 mod native;
 pub mod numbers;
@@ -27,4 +29,4 @@ pub use text::{TaskData, TextError, TextExample};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 #[cfg(feature = "torch")]
 pub use torch::*;
-pub use weights::{Architecture, Layout, ParameterSpec, Weights, WeightsError};
+pub use weights::{Architecture, ArchitectureError, Layout, ParameterSpec, Weights, WeightsError};

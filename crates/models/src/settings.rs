@@ -1,5 +1,9 @@
 //! Settings of a model and of its fine-tuning, as they stand in a task file.
 
+use crate::decoder::{
+    Activation, Attention, Decoder, DropoutRates, Gate, Mlp, Names, Norm, NormKind, NormPlace,
+    Positions, Projection,
+};
 use serde::{Deserialize, Serialize};
 use simfluence_core::{Optimizer, Schedule};
 
@@ -65,14 +69,57 @@ impl ModelSettings {
                 heads: self.heads,
             });
         }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(SettingsError::Range {
-                setting: "dropout",
-                expected: "at least 0 and below 1",
-                got: self.dropout,
-            });
+        check_dropout(self.dropout)
+    }
+}
+
+/// Fails unless a probability of dropout is at least 0 and below 1.
+pub(crate) fn check_dropout(probability: f64) -> Result<(), SettingsError> {
+    decay("dropout", probability)
+}
+
+impl ModelSettings {
+    /// The transformer of these settings for a vocabulary of this size.
+    pub(crate) fn decoder(&self, vocabulary: u32) -> Decoder {
+        Decoder {
+            vocabulary,
+            context: self.context,
+            layers: self.layers,
+            width: self.width,
+            embedding_width: self.width,
+            positions: Positions::Learned { offset: 0 },
+            norm: Norm {
+                kind: NormKind::LayerNorm,
+                // PyTorch's default.
+                eps: 1e-5,
+            },
+            norm_place: NormPlace::Before,
+            has_final_norm: true,
+            is_parallel: false,
+            attention: Attention {
+                heads: self.heads,
+                key_value_heads: self.heads,
+                head_width: self.width / self.heads,
+                projection: Projection::Fused,
+                has_bias: true,
+                has_output_bias: true,
+                is_scaled: true,
+                window: None,
+            },
+            mlp: Mlp {
+                width: 4 * self.width,
+                activation: Activation::Gelu,
+                gate: Gate::Absent,
+                has_bias: true,
+            },
+            tied_output: self.tied_output,
+            dropout: DropoutRates {
+                embedding: self.dropout,
+                residual: self.dropout,
+                attention: 0.0,
+            },
+            names: Names::OWN,
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! The parameters of a model outside LibTorch: names, shapes, values, fingerprint and file form.
 
-use crate::settings::{ModelSettings, SettingsError};
+use crate::decoder::{Decoder, DropoutRates, Places, layout};
+use crate::hugging_face::{Config, ConfigError};
+use crate::settings::{ModelSettings, SettingsError, check_dropout};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -15,21 +17,68 @@ const FORMAT_VERSION: u32 = 1;
 /// parameter is aligned for vector instructions.
 const ALIGNMENT: usize = 16;
 
-/// Everything that fixes the shapes of a model: its settings and the size of its vocabulary.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What fixes the shapes of a model and what it computes, besides the values of its parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "StoredArchitecture", into = "StoredArchitecture")]
 pub struct Architecture {
-    /// Shape of the transformer.
-    pub model: ModelSettings,
-    /// Number of tokens; the tokeniser knows it.
-    pub vocabulary: u32,
+    stored: StoredArchitecture,
+    decoder: Decoder,
+}
+
+/// How an architecture stands in files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredArchitecture {
+    Settings {
+        model: ModelSettings,
+        vocabulary: u32,
+    },
+    HuggingFace {
+        config: Config,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dropout: Option<f64>,
+    },
+}
+
+impl TryFrom<StoredArchitecture> for Architecture {
+    type Error = ArchitectureError;
+
+    fn try_from(stored: StoredArchitecture) -> Result<Self, ArchitectureError> {
+        Ok(match stored {
+            StoredArchitecture::Settings { model, vocabulary } => Self::new(model, vocabulary)?,
+            StoredArchitecture::HuggingFace { config, dropout } => {
+                Self::of_config(config, dropout)?
+            }
+        })
+    }
+}
+
+impl From<Architecture> for StoredArchitecture {
+    fn from(architecture: Architecture) -> Self {
+        architecture.stored
+    }
+}
+
+/// Why there is no such architecture.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ArchitectureError {
+    /// Impossible settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A `config.json` that is not understood.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }
 
 impl Architecture {
-    /// Checks the settings.
+    /// The architecture of the models that are pre-trained here: pre-norm blocks with learned
+    /// positions and a GELU MLP of four times the width.
     ///
     /// # Errors
     /// See [`ModelSettings::check`]; a vocabulary of 0.
+    ///
+    /// # Reference
+    /// Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3.
     pub fn new(model: ModelSettings, vocabulary: u32) -> Result<Self, SettingsError> {
         model.check()?;
         if vocabulary == 0 {
@@ -37,7 +86,44 @@ impl Architecture {
                 setting: "vocabulary",
             });
         }
-        Ok(Self { model, vocabulary })
+        Ok(Self {
+            decoder: model.decoder(vocabulary),
+            stored: StoredArchitecture::Settings { model, vocabulary },
+        })
+    }
+
+    /// The architecture that a `config.json` describes; `dropout`, in `[0, 1)`, replaces all the
+    /// probabilities of dropout that stand there.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; a probability out of range.
+    pub fn of_config(config: Config, dropout: Option<f64>) -> Result<Self, ArchitectureError> {
+        let mut decoder = config.decoder()?;
+        if let Some(probability) = dropout {
+            check_dropout(probability)?;
+            decoder.dropout = DropoutRates {
+                embedding: probability,
+                residual: probability,
+                attention: probability,
+            };
+        }
+        Ok(Self {
+            decoder,
+            stored: StoredArchitecture::HuggingFace { config, dropout },
+        })
+    }
+
+    /// What the model is made of.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The `config.json` of a model that came with one.
+    pub fn config(&self) -> Option<&Config> {
+        match &self.stored {
+            StoredArchitecture::Settings { .. } => None,
+            StoredArchitecture::HuggingFace { config, .. } => Some(config),
+        }
     }
 
     /// Number of trainable parameters.
@@ -71,7 +157,7 @@ impl ParameterSpec {
 
 /// The parameters of an architecture in their fixed order, one after the other in a flat buffer
 /// (with zeros between them, for alignment).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Layout {
     specs: Vec<ParameterSpec>,
     flat_len: usize,
@@ -80,51 +166,20 @@ pub struct Layout {
 impl Layout {
     /// The layout of an architecture.
     pub fn new(architecture: &Architecture) -> Self {
-        let model = &architecture.model;
-        let (width, vocabulary) = (model.width as usize, architecture.vocabulary as usize);
-        let mut layout = Self {
-            specs: Vec::new(),
-            flat_len: 0,
-        };
-        layout.push("token_embedding".into(), vec![vocabulary, width]);
-        layout.push(
-            "position_embedding".into(),
-            vec![model.context as usize, width],
-        );
-        for layer in 0..model.layers {
-            layout.push_pair(format!("layers.{layer}.attention_norm"), vec![width]);
-            layout.push_pair(
-                format!("layers.{layer}.attention.qkv"),
-                vec![3 * width, width],
-            );
-            layout.push_pair(
-                format!("layers.{layer}.attention.output"),
-                vec![width, width],
-            );
-            layout.push_pair(format!("layers.{layer}.mlp_norm"), vec![width]);
-            layout.push_pair(format!("layers.{layer}.mlp.up"), vec![4 * width, width]);
-            layout.push_pair(format!("layers.{layer}.mlp.down"), vec![width, 4 * width]);
-        }
-        layout.push_pair("final_norm".into(), vec![width]);
-        if !model.tied_output {
-            layout.push("output.weight".into(), vec![vocabulary, width]);
-        }
-        layout
+        layout(&architecture.decoder).0
     }
 
     /// The layout of parameters with these names and shapes.
     pub fn of(parameters: impl IntoIterator<Item = (String, Vec<usize>)>) -> Self {
-        let mut layout = Self {
-            specs: Vec::new(),
-            flat_len: 0,
-        };
+        let mut layout = Self::default();
         for (name, shape) in parameters {
             layout.push(name, shape);
         }
         layout
     }
 
-    fn push(&mut self, name: String, shape: Vec<usize>) {
+    /// Puts a parameter behind the others; gives its position among them.
+    pub(crate) fn push(&mut self, name: String, shape: Vec<usize>) -> usize {
         let spec = ParameterSpec {
             name,
             shape,
@@ -132,12 +187,7 @@ impl Layout {
         };
         self.flat_len = (spec.offset + spec.len()).next_multiple_of(ALIGNMENT);
         self.specs.push(spec);
-    }
-
-    fn push_pair(&mut self, name: String, shape: Vec<usize>) {
-        let bias = vec![shape[0]];
-        self.push(format!("{name}.weight"), shape);
-        self.push(format!("{name}.bias"), bias);
+        self.specs.len() - 1
     }
 
     /// The parameters in order.
@@ -182,12 +232,12 @@ impl Weights {
     /// # Reference
     /// Radford et al. 2019, section 2.3 (the scale of the residual layers).
     pub fn random(architecture: &Architecture, seed: u64) -> Self {
-        let layout = Layout::new(architecture);
+        let (layout, places) = layout(&architecture.decoder);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut flat = vec![0.0; layout.flat_len()];
-        for spec in layout.specs() {
+        for (spec, initial) in layout.specs().iter().zip(initial_values(&layout, &places)) {
             let values = &mut flat[spec.offset..spec.offset + spec.len()];
-            match initial_scale(spec, architecture.model.layers) {
+            match initial {
                 Initial::Constant(value) => values.fill(value),
                 Initial::Normal(deviation) => values.iter_mut().for_each(|v| {
                     let normal: f64 = StandardNormal.sample(&mut rng);
@@ -196,7 +246,7 @@ impl Weights {
             }
         }
         Self {
-            architecture: *architecture,
+            architecture: architecture.clone(),
             layout,
             flat,
         }
@@ -215,7 +265,7 @@ impl Weights {
             });
         }
         Ok(Self {
-            architecture: *architecture,
+            architecture: architecture.clone(),
             layout,
             flat,
         })
@@ -242,11 +292,16 @@ impl Weights {
         Some(&self.flat[spec.offset..spec.offset + spec.len()])
     }
 
-    /// SHA-256 (hexadecimal) over the names, shapes and bits of all parameters: equal exactly
-    /// when two models compute the same.
+    /// SHA-256 (hexadecimal) over the names, shapes and bits of all parameters and what else
+    /// decides what the model computes: equal exactly when two models are the same.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        hash.update(format!("heads {}", self.architecture.model.heads));
+        match &self.architecture.stored {
+            StoredArchitecture::Settings { model, .. } => {
+                hash.update(format!("heads {}", model.heads));
+            }
+            StoredArchitecture::HuggingFace { config, .. } => hash.update(config.essence()),
+        }
         for spec in self.layout.specs() {
             hash.update(format!("\n{} {:?}\n", spec.name, spec.shape));
             for value in &self.flat[spec.offset..spec.offset + spec.len()] {
@@ -274,8 +329,7 @@ impl Weights {
     /// another shape.
     pub fn from_artifact(artifact: &Artifact) -> Result<Self, WeightsError> {
         artifact.expect("weights", FORMAT_VERSION)?;
-        let stored: Architecture = artifact.json("architecture")?;
-        let architecture = Architecture::new(stored.model, stored.vocabulary)?;
+        let architecture: Architecture = artifact.json("architecture")?;
         Self::read_tensors(&architecture, artifact, "")
     }
 
@@ -285,8 +339,7 @@ impl Weights {
     /// As [`Weights::from_artifact`].
     pub fn from_training_state(artifact: &Artifact) -> Result<Self, WeightsError> {
         artifact.expect("training_state", FORMAT_VERSION)?;
-        let stored: Architecture = artifact.json("architecture")?;
-        let architecture = Architecture::new(stored.model, stored.vocabulary)?;
+        let architecture: Architecture = artifact.json("architecture")?;
         Self::read_tensors(&architecture, artifact, "weights/")
     }
 
@@ -316,7 +369,7 @@ impl Weights {
             flat[spec.offset..spec.offset + spec.len()].copy_from_slice(values);
         }
         Ok(Self {
-            architecture: *architecture,
+            architecture: architecture.clone(),
             layout,
             flat,
         })
@@ -328,21 +381,33 @@ enum Initial {
     Normal(f64),
 }
 
-fn initial_scale(spec: &ParameterSpec, layers: u32) -> Initial {
-    if spec.name.ends_with("_embedding") || spec.name == "output.weight" {
-        return Initial::Normal(0.02);
+/// What each parameter starts from.
+fn initial_values(layout: &Layout, places: &Places) -> Vec<Initial> {
+    let specs = layout.specs();
+    let mut initial: Vec<Initial> = (specs.iter())
+        .map(|spec| match spec.shape[..] {
+            [_, fan_in] => Initial::Normal(1.0 / (3.0 * fan_in as f64).sqrt()),
+            _ => Initial::Constant(0.0),
+        })
+        .collect();
+    let embeddings = [places.token_embedding, places.output];
+    for index in embeddings.into_iter().chain(places.position_embedding) {
+        initial[index] = Initial::Normal(0.02);
     }
-    if spec.shape.len() == 1 {
-        let is_gain = spec.name.ends_with("norm.weight");
-        return Initial::Constant(if is_gain { 1.0 } else { 0.0 });
+    let depth = (2.0 * places.layers.len() as f64).sqrt();
+    for layer in &places.layers {
+        for norm in [layer.attention_norm, layer.mlp_norm] {
+            initial[norm.weight] = Initial::Constant(1.0);
+        }
+        for written in [layer.attention_output, layer.mlp.down] {
+            let fan_in = specs[written.weight].shape[1] as f64;
+            initial[written.weight] = Initial::Normal(1.0 / (3.0 * fan_in).sqrt() / depth);
+        }
     }
-    let deviation = 1.0 / (3.0 * spec.shape[1] as f64).sqrt();
-    let writes_to_residual =
-        spec.name.ends_with("attention.output.weight") || spec.name.ends_with("mlp.down.weight");
-    if writes_to_residual {
-        return Initial::Normal(deviation / (2.0 * f64::from(layers)).sqrt());
+    if let Some(norm) = places.final_norm {
+        initial[norm.weight] = Initial::Constant(1.0);
     }
-    Initial::Normal(deviation)
+    initial
 }
 
 /// What is wrong with weights.
@@ -356,9 +421,6 @@ pub enum WeightsError {
         /// Values given.
         got: usize,
     },
-    /// An impossible architecture.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
     /// The file.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),

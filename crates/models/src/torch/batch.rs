@@ -19,6 +19,10 @@ pub struct Batch {
     pub(super) first_position: i64,
     /// `[size · length]`.
     pub(super) tokens: Tensor,
+    /// `[length × first_position + length]`: 0 where a position may look and −∞ where it may not.
+    causal: Tensor,
+    /// The same of blocks that see the last positions only.
+    windowed: Option<Tensor>,
     /// What is predicted.
     pub(super) answers: Answers,
 }
@@ -30,7 +34,7 @@ pub(super) struct Answers {
     pub everywhere: bool,
     /// `[size · count]`: rows of the batch that predict.
     pub rows: Tensor,
-    /// `[size · heads × count × first_position + length]`: 0 or −∞.
+    /// `[size · heads × count × first_position + length]`: 0 or −∞, in the last block.
     pub mask: Tensor,
     /// `[size · count]`: the tokens predicted.
     pub targets: Tensor,
@@ -38,21 +42,44 @@ pub(super) struct Answers {
     pub weights: Tensor,
 }
 
-/// Where and in which type the tensors of a batch are made.
+/// Where, in which type and for which attention the tensors of a batch are made.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub heads: i64,
+    /// Positions that blocks with a window see.
+    pub window: Option<usize>,
+    /// Whether the last block has it.
+    pub is_last_windowed: bool,
     pub kind: Kind,
     pub device: Device,
 }
 
 impl Place {
     pub(super) fn of(model: &Transformer) -> Self {
+        let decoder = model.architecture().decoder();
+        let attention = &decoder.attention;
         Self {
-            heads: i64::from(model.architecture().model.heads),
+            heads: i64::from(attention.heads),
+            window: (attention.window.as_ref()).map(|window| window.length as usize),
+            is_last_windowed: attention.is_windowed(decoder.layers as usize - 1),
             kind: model.kind(),
             device: model.device(),
         }
+    }
+
+    /// `[length × first + length]`: 0 where a position may look and −∞ where it may not.
+    fn causal(&self, first: usize, length: usize) -> Tensor {
+        let shape = [length as i64, (first + length) as i64];
+        Tensor::full(shape, f64::NEG_INFINITY, (self.kind, self.device)).triu(1 + first as i64)
+    }
+
+    /// The same where each position sees so many at most.
+    fn windowed(&self, first: usize, length: usize) -> Option<Tensor> {
+        let window = self.window?;
+        let shape = [length as i64, (first + length) as i64];
+        let hidden = Tensor::full(shape, f64::NEG_INFINITY, (self.kind, self.device));
+        let too_early = hidden.tril(first as i64 - window as i64);
+        Some(self.causal(first, length) + too_early)
     }
 }
 
@@ -76,7 +103,17 @@ impl Batch {
             length: length as i64,
             first_position: skip as i64,
             tokens: Tensor::from_slice(&tokens).to_device(place.device),
+            causal: place.causal(skip, length),
+            windowed: place.windowed(skip, length),
             answers: Answers::new(examples, skip, length, place),
+        }
+    }
+
+    /// Which positions each one may look at, in a block with or without a window.
+    pub(super) fn mask(&self, is_windowed: bool) -> &Tensor {
+        match &self.windowed {
+            Some(windowed) if is_windowed => windowed,
+            _ => &self.causal,
         }
     }
 
@@ -101,6 +138,8 @@ impl Batch {
             length: shape[1],
             first_position: 0,
             tokens: Tensor::from_slice(&cut(0..length)).to_device(place.device),
+            causal: place.causal(0, length),
+            windowed: place.windowed(0, length),
             answers,
         }
     }
@@ -109,6 +148,10 @@ impl Batch {
 impl Answers {
     fn new(examples: &[&TokenizedExample], skip: usize, length: usize, place: Place) -> Self {
         let answer = |e: &TokenizedExample| e.tokens.len() - e.answer_start;
+        let window = match place.window {
+            Some(window) if place.is_last_windowed => window,
+            _ => usize::MAX,
+        };
         let count = examples.iter().map(|e| answer(e)).max().unwrap_or(0);
         let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         let mut mask = Vec::new();
@@ -126,7 +169,7 @@ impl Answers {
                     0.0
                 });
                 let visible = |p| {
-                    if p <= position {
+                    if p <= position && position - p < window {
                         0.0
                     } else {
                         f32::NEG_INFINITY
@@ -265,7 +308,10 @@ pub(super) fn check_examples(
 ) -> Result<(), (usize, TokensError)> {
     for (index, example) in examples.iter().enumerate() {
         example
-            .check(architecture.vocabulary, architecture.model.context)
+            .check(
+                architecture.decoder().vocabulary,
+                architecture.decoder().context,
+            )
             .map_err(|problem| (index, problem))?;
     }
     Ok(())

@@ -18,7 +18,16 @@ pub(super) fn weights(tied_output: bool) -> Weights {
     Weights::random(&Architecture::new(model, 9).unwrap(), 5)
 }
 
-/// Examples that it can read.
+/// The parameters of a tiny checkpoint in `tests/data`.
+pub(super) fn checkpoint(folder: &str) -> Weights {
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    crate::hugging_face::load(&data.join(folder), None).unwrap()
+}
+
+/// Checkpoints with, between them, every kind of norm, position, projection and MLP.
+pub(super) const CHECKPOINTS: [&str; 5] = ["gpt2", "opt_post_norm", "gpt_neox", "qwen2", "phi3"];
+
+/// Examples that all of them can read.
 pub(super) fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
     let example = |i: usize| {
         let length = 4 + (i * 5 + seed) % 8;

@@ -197,7 +197,7 @@ impl<'a> Run<'a> {
     fn update(&mut self, batch: &Batch, shares: &[f32], rate: f64) -> Update {
         self.step += 1;
         let mut dropout = Dropout::of_step(
-            self.model.architecture().model.dropout,
+            self.model.architecture().decoder().dropout,
             self.seed,
             self.step,
         );
@@ -498,7 +498,7 @@ pub fn pretrain(
     check_corpus(corpus, architecture)?;
     let length = (window
         .unwrap_or(u32::MAX)
-        .clamp(1, architecture.model.context) as usize)
+        .clamp(1, architecture.decoder().context) as usize)
         .min(corpus.len() - 1);
     let mut run = Run::new(start, settings, seed, device.open()?);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -524,7 +524,7 @@ fn check_corpus(corpus: &[u32], architecture: &Architecture) -> Result<(), Train
     if corpus.len() < 2 {
         return Err(TrainingError::Corpus { got: corpus.len() });
     }
-    let vocabulary = architecture.vocabulary;
+    let vocabulary = architecture.decoder().vocabulary;
     match corpus.iter().position(|&token| token >= vocabulary) {
         Some(position) => Err(TrainingError::CorpusToken {
             position,

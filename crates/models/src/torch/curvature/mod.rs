@@ -215,7 +215,7 @@ mod tests {
     use super::*;
     use crate::torch::gradients::per_example_gradients;
     use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
-    use crate::torch::test_support::{dense, examples, weights};
+    use crate::torch::test_support::{CHECKPOINTS, checkpoint, dense, examples, weights};
     use crate::torch::transformer::Transformer;
     use tch::Device;
 
@@ -282,6 +282,10 @@ mod tests {
         }
         let model = Transformer::with_kind(&weights(true), Device::Cpu, Kind::Double);
         check_hessian(&model, &examples(7, 1));
+        for folder in CHECKPOINTS {
+            let model = Transformer::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
+            check_hessian(&model, &examples(7, 1));
+        }
     }
 
     #[test]
@@ -347,6 +351,10 @@ mod tests {
         }
         let model = Transformer::with_kind(&weights(false), Device::Cpu, Kind::Double);
         check_gauss_newton(&model, &examples(7, 1));
+        for folder in CHECKPOINTS {
+            let model = Transformer::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
+            check_gauss_newton(&model, &examples(7, 1));
+        }
     }
 
     /// Logistic and linear regression, whose Hessian is `Σ_k w_k (diag(p) − p pᵀ) ⊗ x xᵀ`

@@ -362,13 +362,15 @@ impl Block {
         let height = out.size()[1];
         for (k, &piece) in self.pieces.iter().enumerate() {
             match &captured.pieces[piece] {
-                Piece::Formed { rows, .. } => {
+                Piece::Formed {
+                    first: start, rows, ..
+                } => {
                     let values = rows.size()[1];
                     let mut flat = out.view([captured.examples, self.len()]);
                     if values < self.len() {
                         let _ = flat.zero_();
                     }
-                    flat.narrow(1, 0, values).copy_(rows);
+                    flat.narrow(1, *start, values).copy_(rows);
                 }
                 Piece::Outer {
                     left: Left::Dense(left),
@@ -424,8 +426,8 @@ impl Block {
         let mut sum = Tensor::zeros([captured.examples], (vector.kind(), vector.device()));
         for &piece in &self.pieces {
             sum += match &captured.pieces[piece] {
-                Piece::Formed { rows, .. } => {
-                    rows.mv(&vector.view([-1]).narrow(0, 0, rows.size()[1]))
+                Piece::Formed { first, rows, .. } => {
+                    rows.mv(&vector.view([-1]).narrow(0, *first, rows.size()[1]))
                 }
                 Piece::Outer { left, right, .. } => {
                     let pushed = match left {

@@ -372,6 +372,7 @@ impl<'a, M: Model> Engine<'a, M> {
                     true => low_rank_piece(block, &formed, rank, seed, index as u64, rotation),
                     false => Piece::Formed {
                         parameter: 0,
+                        first: 0,
                         rows: formed.view([-1, block.len()]).copy(),
                     },
                 });

@@ -8,6 +8,7 @@
 //! of a token embedding `Σ_t e(token_t) d_tᵀ` with one-hot `e`. Norms and positions have
 //! gradients of their own that are small and simply written down.
 
+use crate::decoder::Affine;
 use tch::{Kind, Tensor};
 
 /// Where parameters were used, and what came out of each use.
@@ -28,14 +29,16 @@ pub(in crate::torch) enum Use {
         first_row: i64,
         input: Tensor,
     },
-    /// `output = input ∘ weight + bias`; the bias follows the weight.
-    Norm { weight: usize, input: Tensor },
-    /// `output = weight[tokens] + positions[first positions]`; tokens `[examples × positions]`.
-    Embedding {
+    /// `output = input ∘ weight + bias`.
+    Norm {
         weight: usize,
-        positions: usize,
-        tokens: Tensor,
+        bias: Option<usize>,
+        input: Tensor,
     },
+    /// `output = weight[tokens]`; tokens `[examples × positions]`.
+    Embedding { weight: usize, tokens: Tensor },
+    /// `output = … + weight[first + position]`.
+    Positions { weight: usize, first: i64 },
 }
 
 impl Use {
@@ -56,9 +59,10 @@ impl Use {
     }
 
     /// A norm whose normalised rows are `input`, `[examples · positions × features]`.
-    pub(in crate::torch) fn norm(weight: usize, input: &Tensor, examples: i64) -> Self {
+    pub(in crate::torch) fn norm(places: Affine, input: &Tensor, examples: i64) -> Self {
         Self::Norm {
-            weight,
+            weight: places.weight,
+            bias: places.bias,
             input: per_example(input, examples),
         }
     }
@@ -103,32 +107,36 @@ impl Use {
                     None => input.shallow_clone(),
                 },
             }),
-            Self::Norm { weight, input } => {
-                let gain = (output * input).sum_dim_intlist(1, false, None);
+            Self::Norm {
+                weight,
+                bias,
+                input,
+            } => {
                 pieces.push(Piece::Formed {
                     parameter: *weight,
-                    rows: gain,
+                    first: 0,
+                    rows: (output * input).sum_dim_intlist(1, false, None),
                 });
-                pieces.push(Piece::Formed {
-                    parameter: weight + 1,
-                    rows: output.sum_dim_intlist(1, false, None),
-                });
+                if let Some(bias) = bias {
+                    pieces.push(Piece::Formed {
+                        parameter: *bias,
+                        first: 0,
+                        rows: output.sum_dim_intlist(1, false, None),
+                    });
+                }
             }
-            Self::Embedding {
-                weight,
-                positions,
-                tokens,
-            } => {
+            Self::Embedding { weight, tokens } => pieces.push(Piece::Outer {
+                weight: *weight,
+                bias: None,
+                first_row: 0,
+                left: Left::Tokens(tokens.shallow_clone()),
+                right: output.shallow_clone(),
+            }),
+            Self::Positions { weight, first } => {
                 let size = output.size();
-                pieces.push(Piece::Outer {
-                    weight: *weight,
-                    bias: None,
-                    first_row: 0,
-                    left: Left::Tokens(tokens.shallow_clone()),
-                    right: output.shallow_clone(),
-                });
                 pieces.push(Piece::Formed {
-                    parameter: *positions,
+                    parameter: *weight,
+                    first: first * size[2],
                     rows: output.reshape([size[0], size[1] * size[2]]),
                 });
             }
@@ -149,8 +157,12 @@ pub(super) enum Piece {
         /// `v`, `[examples × positions × columns]`.
         right: Tensor,
     },
-    /// The first values of a parameter, `[examples × values]`; the others are 0.
-    Formed { parameter: usize, rows: Tensor },
+    /// The values of a parameter from `first` on, `[examples × values]`; the others are 0.
+    Formed {
+        parameter: usize,
+        first: i64,
+        rows: Tensor,
+    },
 }
 
 /// `u` of an outer product.
@@ -198,6 +210,7 @@ impl Piece {
         if lefts.is_empty() {
             return Self::Formed {
                 parameter: 0,
+                first: 0,
                 rows: right,
             };
         }
@@ -230,8 +243,13 @@ impl Piece {
                 },
                 right: cut(right),
             },
-            Self::Formed { parameter, rows } => Self::Formed {
+            Self::Formed {
+                parameter,
+                first: start,
+                rows,
+            } => Self::Formed {
                 parameter: *parameter,
+                first: *start,
                 rows: cut(rows),
             },
         }
@@ -256,8 +274,13 @@ impl Piece {
                 },
                 right: right * factors.view([-1, 1, 1]),
             },
-            Self::Formed { parameter, rows } => Self::Formed {
+            Self::Formed {
+                parameter,
+                first,
+                rows,
+            } => Self::Formed {
                 parameter: *parameter,
+                first: *first,
                 rows: rows * factors.view([-1, 1]),
             },
         }

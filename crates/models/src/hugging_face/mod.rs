@@ -1,0 +1,16 @@
+//! Models in the folder format of Hugging Face: `config.json`, `model.safetensors` (or shards with
+//! an index) and `tokenizer.json`.
+
+mod checkpoint;
+mod config;
+mod families;
+mod fields;
+mod rotary;
+mod save;
+mod shard;
+#[cfg(test)]
+mod tests;
+
+pub use checkpoint::{CheckpointError, architecture, load};
+pub use config::{Config, ConfigError};
+pub use save::save;

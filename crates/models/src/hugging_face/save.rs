@@ -1,0 +1,90 @@
+//! Writing a model folder.
+
+use super::checkpoint::{CONFIG, CheckpointError, WEIGHTS, is_transposed, transpose};
+use crate::weights::{ParameterSpec, Weights};
+use safetensors::{Dtype, View};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Writes `model.safetensors` (32-bit floats) and `config.json` into a folder, which is created,
+/// as transformers reads them. Files of these names are replaced.
+///
+/// # Errors
+/// Weights of a model that did not come from such a folder; a file that cannot be written.
+pub fn save(weights: &Weights, folder: &Path) -> Result<(), CheckpointError> {
+    let config = (weights.architecture().config()).ok_or(CheckpointError::NoConfig)?;
+    let unwritable = |path: &Path, problem: String| CheckpointError::Unwritable {
+        path: path.to_owned(),
+        problem,
+    };
+    std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, e.to_string()))?;
+    let tensors = (weights.layout().specs().iter()).map(|spec| {
+        let tensor = Stored::new(weights, spec);
+        (spec.name.as_str(), tensor)
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let path = folder.join(WEIGHTS);
+    safetensors::serialize_to_file(tensors, Some(metadata), &path)
+        .map_err(|e| unwritable(&path, e.to_string()))?;
+    let mut fields = config.fields().clone();
+    for name in ["dtype", "torch_dtype"] {
+        if let Some(value) = fields.get_mut(name) {
+            *value = Value::from("float32");
+        }
+    }
+    let text = serde_json::to_string_pretty(&fields).expect("a config is JSON");
+    let path = folder.join(CONFIG);
+    std::fs::write(&path, text + "\n").map_err(|e| unwritable(&path, e.to_string()))
+}
+
+/// One parameter as the checkpoint has it; its bytes are made when they are written.
+struct Stored<'a> {
+    weights: &'a Weights,
+    spec: &'a ParameterSpec,
+    is_transposed: bool,
+    shape: Vec<usize>,
+}
+
+impl<'a> Stored<'a> {
+    fn new(weights: &'a Weights, spec: &'a ParameterSpec) -> Self {
+        let names = &weights.architecture().decoder().names;
+        let is_transposed = is_transposed(names, &spec.name);
+        let mut shape = spec.shape.clone();
+        if is_transposed {
+            shape.reverse();
+        }
+        Self {
+            weights,
+            spec,
+            is_transposed,
+            shape,
+        }
+    }
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let values = &self.weights.flat()[self.spec.offset..][..self.spec.len()];
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        if !self.is_transposed {
+            return Cow::Owned(bytes(values));
+        }
+        let mut turned = vec![0.0; values.len()];
+        transpose(values, self.shape[1], &mut turned);
+        Cow::Owned(bytes(&turned))
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.spec.len()
+    }
+}

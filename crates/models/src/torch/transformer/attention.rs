@@ -1,0 +1,175 @@
+//! Causal attention of one block.
+
+use super::rotary::Angles;
+use super::{Extras, Transformer, drop_out};
+use crate::decoder::{Linear, Projection, QkvPlaces};
+use crate::torch::batch::{Answers, Batch};
+use crate::torch::gradients::Tape;
+use tch::Tensor;
+
+/// Rows of queries, keys and values, `[rows × heads · head width]` each.
+type Rows = [Tensor; 3];
+
+impl Transformer {
+    /// Causal attention of the rows `input` of block `layer`, before the output matrix: `[rows ×
+    /// heads · head width]`, with `answers` only theirs.
+    ///
+    /// It is written out (`softmax(q kᵀ · scale + mask) v`), so that gradients of gradients exist.
+    pub(super) fn attention(
+        &self,
+        layer: usize,
+        input: &Tensor,
+        batch: &Batch,
+        answers: Option<&Answers>,
+        angles: Option<&Angles>,
+        extras: &mut Extras,
+    ) -> Tensor {
+        let attention = &self.architecture.decoder().attention;
+        let (heads, shared) = (
+            i64::from(attention.heads),
+            i64::from(attention.key_value_heads),
+        );
+        let size = batch.size;
+        let rows = self.queries_keys_values(layer, input, answers, size, &mut extras.tape);
+        let [queries, keys, values] = rows;
+        let mut queries = split_heads(&queries, size, heads);
+        let mut keys = split_heads(&keys, size, shared);
+        let mut values = split_heads(&values, size, shared);
+        if let Some(angles) = angles {
+            queries = match answers {
+                Some(answers) => angles.of_answers(answers, batch, heads).turn(&queries),
+                None => angles.turn(&queries),
+            };
+            keys = angles.turn(&keys);
+        }
+        if let Some(keep) = &mut extras.keep {
+            keep.push((keys.shallow_clone(), values.shallow_clone()));
+        }
+        if let Some(prefix) = extras.prefix {
+            let (first_keys, first_values) = &prefix.layers[layer];
+            keys = behind(first_keys, &keys, size);
+            values = behind(first_values, &values, size);
+        }
+        let mask = match answers {
+            Some(answers) => &answers.mask,
+            None => batch.mask(attention.is_windowed(layer)),
+        };
+        let scale = match attention.is_scaled {
+            true => 1.0 / f64::from(attention.head_width).sqrt(),
+            false => 1.0,
+        };
+        let keys = repeat_heads(keys, heads / shared);
+        let weights = mask
+            .baddbmm(&queries, &keys.transpose(1, 2), 1.0, scale)
+            .softmax(-1, None);
+        let weights = drop_out(weights, &mut extras.dropout, |rates| rates.attention);
+        let values = repeat_heads(values, heads / shared);
+        join_heads(&weights.bmm(&values), size, heads)
+    }
+
+    /// With `answers` only their queries.
+    fn queries_keys_values(
+        &self,
+        layer: usize,
+        input: &Tensor,
+        answers: Option<&Answers>,
+        size: i64,
+        tape: &mut Option<&mut Tape>,
+    ) -> Rows {
+        let asking = match answers {
+            Some(answers) => input.index_select(0, &answers.rows),
+            None => input.shallow_clone(),
+        };
+        match self.places.layers[layer].qkv {
+            QkvPlaces::Separate([query, key, value]) => [
+                self.linear(&asking, query, size, tape),
+                self.linear(input, key, size, tape),
+                self.linear(input, value, size, tape),
+            ],
+            QkvPlaces::Fused(qkv) => self.fused(qkv, input, &asking, answers, size, tape),
+        }
+    }
+
+    fn fused(
+        &self,
+        qkv: Linear,
+        input: &Tensor,
+        asking: &Tensor,
+        answers: Option<&Answers>,
+        size: i64,
+        tape: &mut Option<&mut Tape>,
+    ) -> Rows {
+        let attention = &self.architecture.decoder().attention;
+        let head_width = i64::from(attention.head_width);
+        let of_queries = i64::from(attention.heads) * head_width;
+        let of_keys = i64::from(attention.key_value_heads) * head_width;
+        let split = |rows: &Tensor, widths: &[i64]| rows.split_with_sizes(widths, 1).into_iter();
+        let mut parts: Box<dyn Iterator<Item = Tensor>> = match (attention.projection, answers) {
+            (Projection::FusedByHead, _) => {
+                let rows = self.linear(input, qkv, size, tape);
+                let by_head = rows.view([-1, i64::from(attention.heads), 3, head_width]);
+                let parts = by_head.unbind(2).into_iter().enumerate();
+                Box::new(parts.map(|(part, rows)| {
+                    let rows = rows.reshape([-1, of_queries]);
+                    match answers {
+                        Some(answers) if part == 0 => rows.index_select(0, &answers.rows),
+                        _ => rows,
+                    }
+                }))
+            }
+            (_, None) => {
+                let rows = self.linear(input, qkv, size, tape);
+                Box::new(split(&rows, &[of_queries, of_keys, of_keys]))
+            }
+            (_, Some(_)) => {
+                let queries = self.linear_rows(asking, qkv, Some((0, of_queries)), size, tape);
+                let others = Some((of_queries, 2 * of_keys));
+                let others = self.linear_rows(input, qkv, others, size, tape);
+                Box::new(std::iter::once(queries).chain(split(&others, &[of_keys, of_keys])))
+            }
+        };
+        let mut next = || parts.next().expect("queries, keys and values");
+        [next(), next(), next()]
+    }
+}
+
+/// `[examples · positions × heads · head width]` → `[examples · heads × positions × head width]`.
+fn split_heads(rows: &Tensor, size: i64, heads: i64) -> Tensor {
+    let head_width = rows.size()[1] / heads;
+    rows.reshape([size, -1, heads, head_width])
+        .transpose(1, 2)
+        .reshape([size * heads, -1, head_width])
+}
+
+/// `[examples · heads × positions × head width]` → `[examples · positions × heads · head width]`.
+fn join_heads(vectors: &Tensor, size: i64, heads: i64) -> Tensor {
+    let shape = vectors.size();
+    let (positions, head_width) = (shape[1], shape[2]);
+    vectors
+        .view([size, heads, positions, head_width])
+        .transpose(1, 2)
+        .reshape([size * positions, heads * head_width])
+}
+
+/// Every head so many times in a row, for the query heads that share it.
+fn repeat_heads(vectors: Tensor, times: i64) -> Tensor {
+    if times == 1 {
+        return vectors;
+    }
+    let shape = vectors.size();
+    vectors
+        .unsqueeze(1)
+        .expand([shape[0], times, shape[1], shape[2]], false)
+        .reshape([shape[0] * times, shape[1], shape[2]])
+}
+
+/// Keys or values of the shared prefix in front of those of every sequence.
+fn behind(prefix: &Tensor, own: &Tensor, size: i64) -> Tensor {
+    let shape = prefix.size();
+    let (heads, positions, head_width) = (shape[0], shape[1], shape[2]);
+    let repeated = prefix
+        .unsqueeze(0)
+        .expand([size, heads, positions, head_width], false)
+        .reshape([size * heads, positions, head_width]);
+    Tensor::cat(&[&repeated, own], 1)
+}

@@ -1,0 +1,413 @@
+//! The decoder-only transformer and its forward pass.
+
+mod attention;
+mod dropout;
+mod rotary;
+#[cfg(test)]
+mod tests;
+
+pub(super) use dropout::Dropout;
+
+use super::batch::{Answers, Batch, Place};
+use super::gradients::{Tape, Use};
+use super::model::{ExampleError, Model, Outputs, Targets};
+use crate::decoder::{
+    Activation, Affine, Gate, LayerPlaces, Linear, MlpPlaces, NormKind, NormPlace, Places,
+    Positions, layout,
+};
+use crate::device::DeviceError;
+use crate::settings::TokenizedExample;
+use crate::weights::{Architecture, Layout, Weights, WeightsError};
+use dropout::drop_out;
+use rotary::Angles;
+use tch::{Kind, Tensor};
+
+/// A decoder-only transformer with its parameters on a device: what its
+/// [`Decoder`](crate::decoder::Decoder) says. In the last block only the positions that predict an
+/// answer token are carried on.
+#[derive(Debug)]
+pub struct Transformer {
+    architecture: Architecture,
+    layout: Layout,
+    places: Places,
+    flat: Tensor,
+    parameters: Vec<Tensor>,
+}
+
+/// Keys and values of positions that several sequences share, one pair per layer, each
+/// `[heads of keys × positions × head width]`.
+pub(super) struct Prefix {
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+/// What a forward pass does besides computing.
+#[derive(Default)]
+pub(super) struct Extras<'a> {
+    pub tape: Option<&'a mut Tape>,
+    pub dropout: Option<&'a mut Dropout>,
+    pub prefix: Option<&'a Prefix>,
+    /// Keys and values are pushed here.
+    pub keep: Option<&'a mut Vec<(Tensor, Tensor)>>,
+}
+
+impl Transformer {
+    /// A model with the values of `weights`.
+    pub fn new(weights: &Weights, device: tch::Device) -> Self {
+        Self::with_kind(weights, device, Kind::Float)
+    }
+
+    /// As [`Transformer::new`] on a device that is tried first; LibTorch is also told to keep the
+    /// memory that it frees.
+    ///
+    /// # Errors
+    /// A device that cannot be used.
+    pub fn open(weights: &Weights, device: crate::Device) -> Result<Self, DeviceError> {
+        crate::native::keep_memory();
+        Ok(Self::new(weights, device.open()?))
+    }
+
+    /// As [`Transformer::open`], computing in 64 bits: for what 32 do not resolve.
+    ///
+    /// # Errors
+    /// A device that cannot be used.
+    pub fn open_double(weights: &Weights, device: crate::Device) -> Result<Self, DeviceError> {
+        crate::native::keep_memory();
+        Ok(Self::with_kind(weights, device.open()?, Kind::Double))
+    }
+
+    /// As [`Transformer::new`], computing in `kind` (64-bit floats for tests of gradients).
+    pub fn with_kind(weights: &Weights, device: tch::Device, kind: Kind) -> Self {
+        let architecture = weights.architecture().clone();
+        let (layout, places) = layout(architecture.decoder());
+        let flat = Tensor::from_slice(weights.flat())
+            .to_device(device)
+            .to_kind(kind);
+        let parameters = views(&layout, &flat)
+            .into_iter()
+            .map(|view| view.detach().set_requires_grad(true))
+            .collect();
+        Self {
+            architecture,
+            layout,
+            places,
+            flat,
+            parameters,
+        }
+    }
+
+    /// The architecture.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// A copy of the parameters in ordinary memory, as 32-bit floats.
+    ///
+    /// # Errors
+    /// None for a model made by this type.
+    pub fn weights(&self) -> Result<Weights, WeightsError> {
+        Weights::from_flat(&self.architecture, to_vec(&self.flat))
+    }
+
+    /// What is predicted at the answer positions of a batch.
+    pub(super) fn outputs_with(&self, batch: &Batch, mut extras: Extras) -> Outputs {
+        let hidden = self.hidden(batch, &mut extras);
+        let output = Linear {
+            weight: self.places.output,
+            bias: None,
+        };
+        Outputs {
+            predictions: self.linear(&hidden, output, batch.size, &mut extras.tape),
+            targets: Targets::Classes(batch.answers.targets.shallow_clone()),
+            weights: batch.answers.weights.shallow_clone(),
+        }
+    }
+
+    /// Each example's mean negative log-likelihood per answer token, `[examples]`.
+    pub(super) fn losses(&self, batch: &Batch, extras: Extras) -> Tensor {
+        self.outputs_with(batch, extras).losses()
+    }
+
+    /// Keys and values of a sequence that others start with.
+    pub(super) fn prefix(&self, batch: &Batch) -> Prefix {
+        let mut layers = Vec::new();
+        let mut extras = Extras {
+            keep: Some(&mut layers),
+            ..Extras::default()
+        };
+        let _ = self.hidden(batch, &mut extras);
+        Prefix { layers }
+    }
+
+    /// What the output matrix reads at the positions that predict answer tokens, `[examples ·
+    /// answer length × embedding width]`.
+    fn hidden(&self, batch: &Batch, extras: &mut Extras) -> Tensor {
+        let angles = match &self.architecture.decoder().positions {
+            Positions::Learned { .. } => None,
+            Positions::Rotary(rotary) => {
+                let (kind, device) = (self.kind(), self.device());
+                Some(Angles::of_batch(rotary, batch, kind, device))
+            }
+        };
+        let mut hidden = self.embed(batch, extras);
+        let layers = self.places.layers.len();
+        for layer in 0..layers {
+            let is_last = layer + 1 == layers;
+            let answers = (is_last && !batch.answers.everywhere).then_some(&batch.answers);
+            hidden = self.block(layer, hidden, batch, answers, angles.as_ref(), extras);
+        }
+        if let Some(norm) = self.places.final_norm {
+            hidden = self.norm(&hidden, norm, batch.size, &mut extras.tape);
+        }
+        match self.places.project_out {
+            Some(project) => self.linear(&hidden, project, batch.size, &mut extras.tape),
+            None => hidden,
+        }
+    }
+
+    /// The residual stream that enters the first block, `[examples · positions × width]`.
+    fn embed(&self, batch: &Batch, extras: &mut Extras) -> Tensor {
+        let decoder = self.architecture.decoder();
+        let (size, length) = (batch.size, batch.length);
+        let mut hidden =
+            self.parameters[self.places.token_embedding].index_select(0, &batch.tokens);
+        if let Some(tape) = &mut extras.tape {
+            let used = Use::Embedding {
+                weight: self.places.token_embedding,
+                tokens: batch.tokens.view([size, length]),
+            };
+            tape.note(used, &hidden);
+        }
+        if let Some(project) = self.places.project_in {
+            hidden = self.linear(&hidden, project, size, &mut extras.tape);
+        }
+        if let (Some(weight), Positions::Learned { offset }) =
+            (self.places.position_embedding, &decoder.positions)
+        {
+            let first = i64::from(*offset) + batch.first_position;
+            let rows = self.parameters[weight].narrow(0, first, length);
+            hidden = hidden.view([size, length, -1]) + rows;
+            if let Some(tape) = &mut extras.tape {
+                tape.note(Use::Positions { weight, first }, &hidden);
+            }
+        }
+        let hidden = hidden.view([-1, i64::from(decoder.width)]);
+        drop_out(hidden, &mut extras.dropout, |rates| rates.embedding)
+    }
+
+    /// One block; with `answers` only those positions come out.
+    fn block(
+        &self,
+        layer: usize,
+        hidden: Tensor,
+        batch: &Batch,
+        answers: Option<&Answers>,
+        angles: Option<&Angles>,
+        extras: &mut Extras,
+    ) -> Tensor {
+        let decoder = self.architecture.decoder();
+        let places = &self.places.layers[layer];
+        let size = batch.size;
+        let attended = match decoder.norm_place {
+            NormPlace::Before => {
+                let input = self.norm(&hidden, places.attention_norm, size, &mut extras.tape);
+                self.attention(layer, &input, batch, answers, angles, extras)
+            }
+            NormPlace::After => self.attention(layer, &hidden, batch, answers, angles, extras),
+        };
+        let attended = self.linear(&attended, places.attention_output, size, &mut extras.tape);
+        let attended = drop_out(attended, &mut extras.dropout, |rates| rates.residual);
+        let hidden = match answers {
+            Some(answers) => hidden.index_select(0, &answers.rows),
+            None => hidden,
+        };
+        match decoder.norm_place {
+            NormPlace::Before if decoder.is_parallel => {
+                let transformed = self.normed_mlp(&hidden, places, size, extras);
+                hidden + attended + transformed
+            }
+            NormPlace::Before => {
+                let hidden = hidden + attended;
+                let transformed = self.normed_mlp(&hidden, places, size, extras);
+                hidden + transformed
+            }
+            NormPlace::After => {
+                let hidden = hidden + attended;
+                let hidden = self.norm(&hidden, places.attention_norm, size, &mut extras.tape);
+                let hidden = &hidden + self.mlp(&hidden, places.mlp, size, extras);
+                self.norm(&hidden, places.mlp_norm, size, &mut extras.tape)
+            }
+        }
+    }
+
+    /// The MLP of a block behind its norm.
+    fn normed_mlp(
+        &self,
+        hidden: &Tensor,
+        places: &LayerPlaces,
+        size: i64,
+        extras: &mut Extras,
+    ) -> Tensor {
+        let normed = self.norm(hidden, places.mlp_norm, size, &mut extras.tape);
+        self.mlp(&normed, places.mlp, size, extras)
+    }
+
+    fn mlp(&self, input: &Tensor, places: MlpPlaces, size: i64, extras: &mut Extras) -> Tensor {
+        let mlp = &self.architecture.decoder().mlp;
+        let up = self.linear(input, places.up, size, &mut extras.tape);
+        let inner = match (mlp.gate, places.gate) {
+            (Gate::Separate, Some(gate)) => {
+                let gate = self.linear(input, gate, size, &mut extras.tape);
+                activate(mlp.activation, &gate) * up
+            }
+            (Gate::Fused, _) => {
+                let parts = up.chunk(2, 1);
+                activate(mlp.activation, &parts[0]) * &parts[1]
+            }
+            _ => activate(mlp.activation, &up),
+        };
+        let down = self.linear(&inner, places.down, size, &mut extras.tape);
+        drop_out(down, &mut extras.dropout, |rates| rates.residual)
+    }
+
+    /// `input · Wᵀ + b`.
+    fn linear(
+        &self,
+        input: &Tensor,
+        linear: Linear,
+        size: i64,
+        tape: &mut Option<&mut Tape>,
+    ) -> Tensor {
+        self.linear_rows(input, linear, None, size, tape)
+    }
+
+    /// The same with so many rows of `W` and `b`, from a first on; `None`: all.
+    fn linear_rows(
+        &self,
+        input: &Tensor,
+        linear: Linear,
+        rows: Option<(i64, i64)>,
+        size: i64,
+        tape: &mut Option<&mut Tape>,
+    ) -> Tensor {
+        let part = |index: usize| match rows {
+            Some((first, count)) => self.parameters[index].narrow(0, first, count),
+            None => self.parameters[index].shallow_clone(),
+        };
+        let output = input.linear(&part(linear.weight), linear.bias.map(part));
+        if let Some(tape) = tape {
+            let first_row = rows.map_or(0, |(first, _)| first);
+            let used = Use::linear(linear.weight, linear.bias, first_row, input, size);
+            tape.note(used, &output);
+        }
+        output
+    }
+
+    fn norm(
+        &self,
+        input: &Tensor,
+        places: Affine,
+        size: i64,
+        tape: &mut Option<&mut Tape>,
+    ) -> Tensor {
+        let norm = self.architecture.decoder().norm;
+        let gain = &self.parameters[places.weight];
+        let bias = places.bias.map(|bias| &self.parameters[bias]);
+        let plain = || match norm.kind {
+            NormKind::LayerNorm => {
+                input.layer_norm(gain.size(), None::<&Tensor>, None, norm.eps, false)
+            }
+            NormKind::RmsNorm => {
+                let square = input.square().mean_dim(-1, true, None);
+                input * (square + norm.eps).rsqrt()
+            }
+        };
+        let (output, noted) = match norm.kind {
+            NormKind::LayerNorm => {
+                let output = input.layer_norm(gain.size(), Some(gain), bias, norm.eps, false);
+                (output, tape.is_some().then(plain))
+            }
+            NormKind::RmsNorm => {
+                let plain = plain();
+                (&plain * gain, Some(plain))
+            }
+        };
+        if let (Some(tape), Some(noted)) = (tape, noted) {
+            tape.note(Use::norm(places, &noted, size), &output);
+        }
+        output
+    }
+}
+
+fn activate(activation: Activation, values: &Tensor) -> Tensor {
+    match activation {
+        Activation::Relu => values.relu(),
+        Activation::Gelu => values.gelu("none"),
+        Activation::GeluTanh => values.gelu("tanh"),
+        Activation::Silu => values.silu(),
+    }
+}
+
+impl Model for Transformer {
+    type Example = TokenizedExample;
+    type Batch = Batch;
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    fn parameters(&self) -> &[Tensor] {
+        &self.parameters
+    }
+
+    fn check(&self, example: &TokenizedExample) -> Result<(), ExampleError> {
+        let decoder = self.architecture.decoder();
+        Ok(example.check(decoder.vocabulary, decoder.context)?)
+    }
+
+    fn length(&self, example: &TokenizedExample) -> usize {
+        example.tokens.len() - 1
+    }
+
+    fn targets(&self, example: &TokenizedExample) -> usize {
+        example.tokens.len() - example.answer_start
+    }
+
+    fn batch(&self, examples: &[&TokenizedExample]) -> Batch {
+        Batch::new(examples, 0, Place::of(self))
+    }
+
+    fn outputs(&self, batch: &Batch, tape: Option<&mut Tape>) -> Outputs {
+        let extras = Extras {
+            tape,
+            ..Extras::default()
+        };
+        self.outputs_with(batch, extras)
+    }
+}
+
+/// Views of a flat buffer, one per parameter.
+pub(super) fn views(layout: &Layout, flat: &Tensor) -> Vec<Tensor> {
+    let view = |spec: &crate::weights::ParameterSpec| {
+        let shape: Vec<i64> = spec.shape.iter().map(|&length| length as i64).collect();
+        flat.narrow(0, spec.offset as i64, spec.len() as i64)
+            .view(&shape[..])
+    };
+    layout.specs().iter().map(view).collect()
+}
+
+/// All values as 32-bit floats.
+pub(super) fn to_vec(tensor: &Tensor) -> Vec<f32> {
+    let tensor = tensor
+        .detach()
+        .to_device(tch::Device::Cpu)
+        .to_kind(Kind::Float)
+        .contiguous();
+    let mut values = vec![0.0; tensor.numel()];
+    let count = values.len();
+    tensor.copy_data(&mut values, count);
+    values
+}

@@ -1,0 +1,106 @@
+//! The models made from settings, against PyTorch's own layers.
+
+use super::*;
+use crate::settings::{ModelSettings, TokenizedExample};
+use crate::torch::batch::{EvaluationSet, Place};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Case {
+    tied_output: bool,
+    losses: Vec<f64>,
+    gradient: Vec<f64>,
+}
+
+fn weights(tied_output: bool) -> Weights {
+    let model = ModelSettings {
+        layers: 2,
+        heads: 2,
+        width: 4,
+        context: 8,
+        tied_output,
+        dropout: 0.0,
+    };
+    let architecture = Architecture::new(model, 7).unwrap();
+    let layout = Layout::new(&architecture);
+    let mut flat = vec![0.0; layout.flat_len()];
+    let mut position = 0;
+    for spec in layout.specs() {
+        for slot in &mut flat[spec.offset..spec.offset + spec.len()] {
+            *slot = (0.4 * (0.9 * f64::from(position) + 0.1).sin()) as f32;
+            position += 1;
+        }
+    }
+    Weights::from_flat(&architecture, flat).unwrap()
+}
+
+fn example(tokens: &[u32], answer_start: usize) -> TokenizedExample {
+    TokenizedExample {
+        tokens: tokens.to_vec(),
+        answer_start,
+    }
+}
+
+fn examples() -> Vec<TokenizedExample> {
+    vec![
+        example(&[1, 5, 2, 0, 6], 3),
+        example(&[3, 3, 4, 1, 2, 6, 0, 5, 1], 8),
+        example(&[6, 0, 2], 1),
+    ]
+}
+
+fn check_against(case: &Case, kind: Kind, tolerance: f64) {
+    let model = Transformer::with_kind(&weights(case.tied_output), tch::Device::Cpu, kind);
+    let examples = examples();
+    let members: Vec<&TokenizedExample> = examples.iter().collect();
+    let losses = model.losses(
+        &Batch::new(&members, 0, Place::of(&model)),
+        Extras::default(),
+    );
+    for (k, expected) in case.losses.iter().enumerate() {
+        let got = losses.double_value(&[k as i64]);
+        assert!((got - expected).abs() < tolerance, "{got} {expected}");
+    }
+    let gradients = Tensor::run_backward(&[losses.sum(kind)], model.parameters(), false, false);
+    let mut expected = case.gradient.iter();
+    for (spec, gradient) in model.layout().specs().iter().zip(gradients) {
+        for k in 0..spec.len() {
+            let got = gradient.contiguous().view(-1).double_value(&[k as i64]);
+            let want = expected.next().unwrap();
+            assert!(
+                (got - want).abs() < tolerance,
+                "{} {k}: {got} {want}",
+                spec.name
+            );
+        }
+    }
+    assert!(expected.next().is_none());
+}
+
+/// Numbers by `ref_transformer.py` (PyTorch 2.13, `nn.TransformerEncoderLayer`).
+#[test]
+fn ref_losses_and_gradients_are_those_of_pytorch() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../ref_transformer.json")).unwrap();
+    assert_eq!(cases.len(), 2);
+    for case in &cases {
+        check_against(case, Kind::Double, 1e-12);
+        check_against(case, Kind::Float, 2e-5);
+    }
+}
+
+#[test]
+fn ref_evaluation_gives_the_losses_of_pytorch_in_the_order_of_the_examples() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../ref_transformer.json")).unwrap();
+    for case in &cases {
+        let model = Transformer::new(&weights(case.tied_output), tch::Device::Cpu);
+        for batch_size in [1, 2, 64] {
+            let set = EvaluationSet::new(examples(), batch_size);
+            let got = set.evaluate(&model).unwrap();
+            for (got, expected) in got.losses.iter().zip(&case.losses) {
+                assert!((f64::from(*got) - expected).abs() < 1e-5);
+            }
+            // One answer token: 1 − p is 1 − e^(−loss).
+            assert!((got.residuals[1] - (1.0 - (-got.losses[1]).exp())).abs() < 1e-6);
+        }
+    }
+}

@@ -1,0 +1,30 @@
+"""Checks that transformers reads what `save_again` writes: the same logits, bit for bit.
+
+Run beside make.py's checkpoints: python check_saved.py path/to/examples/save_again
+"""
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+from transformers import AutoModelForCausalLM
+
+HERE = pathlib.Path(__file__).parent
+TOKENS = torch.tensor([[3, 3, 4, 1, 2, 6, 0, 5, 1, 18, 7, 7, 9, 2, 13, 12]])
+
+
+def logits(folder):
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+for config in sorted(HERE.glob("*/config.json")):
+    folder = config.parent
+    with tempfile.TemporaryDirectory() as saved:
+        subprocess.run([sys.argv[1], folder, saved], check=True)
+        assert torch.equal(logits(saved), logits(folder)), folder
+    print(f"{folder.name}: read back, same logits")

@@ -1,0 +1,170 @@
+"""Writes the tiny checkpoints of this folder with what transformers makes of them.
+
+Run with transformers 5.23, torch 2.13 and safetensors 0.8: python make.py
+
+Every folder is one randomly initialised model, saved by transformers in 32 bits, with
+`reference.safetensors` beside it:
+
+- `logits`: at the positions that predict answer tokens, examples one after the other,
+- `losses`: mean negative log-likelihood per answer token of each example,
+- `gradient/NAME`: of the sum of the losses, in the checkpoint's own shapes,
+- `step/NAME`: the parameters after one step of torch.optim.AdamW on the mean loss with a fresh
+  state (learning rate 1e-4, eps 1e-5, the other constants PyTorch's), kept in 32 bits.
+
+All of it is computed in 64 bits from the 32-bit parameters. transformers rounds to 32 bits in norms,
+rotary angles and softmax; `torch.float32` is replaced by `torch.float64` while it computes, so that
+its own code runs in 64 bits throughout. `rotary.json` has its frequencies of rotary positions.
+"""
+import json
+import pathlib
+import shutil
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+HERE = pathlib.Path(__file__).parent
+VOCABULARY, CONTEXT = 19, 24
+EXAMPLES = [
+    ([1, 5, 2, 0, 6, 11, 4], 5),
+    ([3, 3, 4, 1, 2, 6, 0, 5, 1, 18, 7, 7, 9, 2, 13, 12], 9),
+    ([6, 0, 2], 1),
+    ([8, 14, 15, 16, 17, 10, 1, 2, 3, 4], 9),
+]
+SIZES = dict(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size=8,
+             num_hidden_layers=2, num_attention_heads=2, bos_token_id=0, eos_token_id=0,
+             pad_token_id=None)
+GROUPED = dict(SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
+               intermediate_size=12)
+
+LLAMA3 = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0,
+              high_freq_factor=4.0, original_max_position_embeddings=12)
+CONFIGS = {
+    "gpt2": transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=8, n_layer=2, n_head=2, n_inner=12,
+        bos_token_id=0, eos_token_id=0),
+    "opt": transformers.OPTConfig(**SIZES, ffn_dim=12, word_embed_proj_dim=8),
+    "opt_post_norm": transformers.OPTConfig(
+        **SIZES, ffn_dim=12, word_embed_proj_dim=6, do_layer_norm_before=False),
+    "gpt_neox": transformers.GPTNeoXConfig(
+        **dict(SIZES, hidden_size=16), intermediate_size=12,
+        rope_parameters=dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5)),
+    "gpt_neox_sequential": transformers.GPTNeoXConfig(
+        **SIZES, intermediate_size=12, use_parallel_residual=False, attention_bias=False,
+        tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="linear", rope_theta=100.0, factor=2.0,
+                             partial_rotary_factor=1.0)),
+    "llama": transformers.LlamaConfig(**GROUPED, rope_parameters=LLAMA3),
+    "mistral": transformers.MistralConfig(
+        **GROUPED, sliding_window=5,
+        rope_parameters=dict(rope_type="default", rope_theta=100.0)),
+    "qwen2": transformers.Qwen2Config(
+        **{k: v for k, v in dict(GROUPED, hidden_size=16).items() if k != "head_dim"},
+        use_sliding_window=True,
+        sliding_window=4, max_window_layers=1, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="yarn", rope_theta=100.0, factor=4.0,
+                             original_max_position_embeddings=6)),
+    "phi3": transformers.Phi3Config(
+        **{k: v for k, v in dict(GROUPED, hidden_size=16).items() if k != "head_dim"},
+        sliding_window=6,
+        rope_parameters=dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5)),
+}
+
+ROTARY = [
+    dict(rope_type="linear", rope_theta=10000.0, factor=2.5),
+    dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0,
+         high_freq_factor=4.0, original_max_position_embeddings=8192),
+    dict(rope_type="yarn", rope_theta=1000000.0, factor=2.0,
+         original_max_position_embeddings=32768),
+    dict(rope_type="yarn", rope_theta=10000.0, factor=16.0, beta_fast=24.0, beta_slow=2.0,
+         mscale=0.8, mscale_all_dim=1.3, truncate=False, original_max_position_embeddings=4096),
+    dict(rope_type="yarn", rope_theta=10000.0, factor=16.0, attention_factor=1.25,
+         original_max_position_embeddings=4096),
+]
+
+
+class In64Bits:
+    """Replaces 32-bit floats by 64-bit ones in whatever code runs meanwhile."""
+
+    def __enter__(self):
+        self.kept = torch.float32, torch.float, torch.Tensor.float
+        torch.float32 = torch.float = torch.float64
+        torch.Tensor.float = torch.Tensor.double
+        torch.set_default_dtype(torch.float64)
+
+    def __exit__(self, *_):
+        torch.float32, torch.float, torch.Tensor.float = self.kept
+        torch.set_default_dtype(torch.float32)
+
+
+def initial(config, seed):
+    """A model whose every part matters: nothing is 0 or 1 as at an ordinary start."""
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            is_gain = parameter.dim() == 1 and not name.endswith("bias")
+            parameter.copy_(1 + 0.2 * values if is_gain else 0.3 * values)
+    return model
+
+
+def answers(model, tokens, start):
+    logits = model(torch.tensor([tokens[:-1]]), use_cache=False).logits[0, start - 1:]
+    return logits, torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[start:]))
+
+
+def stored_name(model, name):
+    """What the checkpoint calls a parameter; transformers renames GPT-NeoX's output matrix."""
+    is_output = model.config.model_type == "gpt_neox" and name == "lm_head.weight"
+    return "embed_out.weight" if is_output else name
+
+
+def reference(folder):
+    single = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with In64Bits():
+        # Made anew: the rotary frequencies of a loaded model were computed in 32 bits.
+        model = transformers.AutoModelForCausalLM.from_config(
+            single.config, dtype=torch.float64, attn_implementation="eager").eval()
+        model.load_state_dict(single.state_dict())
+        results = [answers(model, *example) for example in EXAMPLES]
+        losses = torch.stack([loss for _, loss in results])
+        losses.sum().backward()
+        saved = {
+            "logits": torch.cat([logits for logits, _ in results]).detach(),
+            "losses": losses.detach(),
+        }
+        assert all(value.dtype == torch.float64 for value in saved.values())
+        parameters = {stored_name(model, name): p for name, p in model.named_parameters()}
+        for name, parameter in parameters.items():
+            saved[f"gradient/{name}"] = parameter.grad.clone()
+            parameter.grad /= len(EXAMPLES)
+        torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-5).step()
+        steps = {f"step/{name}": p.detach().clone() for name, p in parameters.items()}
+    saved.update({name: value.to(torch.float32) for name, value in steps.items()})
+    save_file({k: v.contiguous() for k, v in saved.items()}, folder / "reference.safetensors")
+
+
+def rotary():
+    rows = []
+    with In64Bits():
+        for parameters in ROTARY:
+            config = transformers.LlamaConfig(
+                hidden_size=64, num_attention_heads=2, max_position_embeddings=65536,
+                rope_parameters=dict(parameters))
+            frequencies, amplitude = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
+            assert frequencies.dtype == torch.float64
+            rows.append(dict(parameters=parameters, frequencies=frequencies.tolist(),
+                             amplitude=amplitude))
+    (HERE / "rotary.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+for seed, (name, config) in enumerate(CONFIGS.items()):
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    initial(config, seed).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    reference(folder)
+rotary()
+(HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")
