@@ -60,7 +60,7 @@ mod recording {
         let mut settings = task.training.clone();
         settings.checkpoint_every = args.resume_every.or(settings.checkpoint_every);
         check_against_recorded(&settings, &set)?;
-        let base = BaseModel::load_or_pretrain(&set, &prepared, device, progress)?;
+        let base = BaseModel::load_or_make(&set, &prepared, device, progress)?;
         eprintln!(
             "model: {} parameters; {} training and {} test examples; {} runs of {} steps",
             base.weights.architecture().parameter_count(),

@@ -3,11 +3,11 @@
 
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
 use simfluence_models::{
-    Architecture, Device, EvaluationSet, FineTuning, PreparedTask, TextExample, TokenizedExample,
-    Tokenizer, TokenizerKind, TrainingSettings, Weights, pretrain,
+    Architecture, Device, EvaluationSet, FineTuning, FolderSettings, ModelChoice, ModelSettings,
+    PreparedTask, TextExample, TokenizedExample, Tokenizer, TrainingSettings, Weights,
+    hugging_face, pretrain,
 };
 use simfluence_recorder::{RunSet, read_artifact, write_artifact};
 use std::path::{Path, PathBuf};
@@ -22,13 +22,6 @@ pub struct BaseModel {
     pub weights: Weights,
     /// Its tokeniser.
     pub tokenizer: Tokenizer,
-}
-
-/// How a tokeniser is kept with the base model.
-#[derive(Serialize, Deserialize)]
-struct StoredTokenizer {
-    kind: TokenizerKind,
-    characters: String,
 }
 
 /// Where the base model of a run set is.
@@ -50,29 +43,47 @@ impl BaseModel {
         let artifact = read_artifact(&path)?;
         let in_file = || format!("{}", path.display());
         let weights = Weights::from_artifact(&artifact).with_context(in_file)?;
-        let stored: StoredTokenizer = artifact.json("tokenizer").with_context(in_file)?;
-        let tokenizer = Tokenizer::new(stored.kind, [stored.characters.as_str()]);
+        let tokenizer: Tokenizer = artifact.json("tokenizer").with_context(in_file)?;
         Ok(Self { weights, tokenizer })
     }
 
-    /// The base model of a run set; pre-trained now if there is none yet.
-    pub fn load_or_pretrain(
+    /// The base model of a run set; if there is none yet, that of the task's model folder, or
+    /// pre-trained now. The run set keeps it whole.
+    pub fn load_or_make(
         set: &RunSet,
         prepared: &PreparedTask,
         device: Device,
         progress: &dyn Progress,
     ) -> Result<Self> {
+        match &prepared.task.model {
+            ModelChoice::Settings(settings) => {
+                Self::load_or_pretrain(set, prepared, *settings, device, progress)
+            }
+            ModelChoice::Folder(settings) => {
+                let folder = prepared.task.model_folder().expect("a folder has a path");
+                Self::load_or_take(set, prepared, &folder, settings)
+            }
+        }
+    }
+
+    fn load_or_pretrain(
+        set: &RunSet,
+        prepared: &PreparedTask,
+        settings: ModelSettings,
+        device: Device,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
         let task = &prepared.task;
         let vocabulary = prepared.tokenizer.vocabulary_size() as u32;
-        let architecture = Architecture::new(task.model, vocabulary)?;
-        let provenance = serde_json::to_string(&(&task.pretraining, &task.data))?;
+        let architecture = Architecture::new(settings, vocabulary)?;
+        let provenance = serde_json::to_string(&(task.pretraining(), &task.data))?;
         let path = base_model_path(set);
         if path.exists() {
             let model = Self::load(set)?;
-            let made_by = read_artifact(&path)?.text("pretraining")?.to_owned();
+            let made_by = read_artifact(&path)?.text("pretraining").map(str::to_owned);
             if *model.weights.architecture() != architecture
                 || model.tokenizer != prepared.tokenizer
-                || made_by != provenance
+                || made_by.ok().as_ref() != Some(&provenance)
             {
                 bail!(
                     "{}: the base model there was made by other [model], [pretraining] or [data] settings; use another folder for this task",
@@ -82,17 +93,48 @@ impl BaseModel {
             return Ok(model);
         }
         let weights = pretrain_base(prepared, &architecture, device, progress)?;
+        Self::keep(weights, set, prepared, ("pretraining", provenance))
+    }
+
+    fn load_or_take(
+        set: &RunSet,
+        prepared: &PreparedTask,
+        folder: &Path,
+        settings: &FolderSettings,
+    ) -> Result<Self> {
+        let weights = hugging_face::load(folder, settings.dropout)?;
+        let path = base_model_path(set);
+        if path.exists() {
+            let model = Self::load(set)?;
+            if model.weights.architecture() != weights.architecture()
+                || model.tokenizer != prepared.tokenizer
+                || model.weights.fingerprint() != weights.fingerprint()
+            {
+                bail!(
+                    "{}: the base model there is not the one in {} with model.dropout as the task has it; use another folder for this task",
+                    path.display(),
+                    folder.display()
+                );
+            }
+            return Ok(model);
+        }
+        let from = folder.display().to_string();
+        Self::keep(weights, set, prepared, ("model_folder", from))
+    }
+
+    /// Writes the base model into the run set, with where it came from.
+    fn keep(
+        weights: Weights,
+        set: &RunSet,
+        prepared: &PreparedTask,
+        provenance: (&str, String),
+    ) -> Result<Self> {
         let mut artifact = weights.to_artifact();
-        artifact.set_json(
-            "tokenizer",
-            &StoredTokenizer {
-                kind: task.tokenizer,
-                characters: prepared.tokenizer.characters(),
-            },
-        );
-        artifact.metadata.insert("task".into(), task.name.clone());
-        artifact.metadata.insert("pretraining".into(), provenance);
-        write_artifact(&path, &artifact)?;
+        artifact.set_json("tokenizer", &prepared.tokenizer);
+        let (name, value) = provenance;
+        artifact.metadata.insert(name.into(), value);
+        (artifact.metadata).insert("task".into(), prepared.task.name.clone());
+        write_artifact(&base_model_path(set), &artifact)?;
         Ok(Self {
             weights,
             tokenizer: prepared.tokenizer.clone(),
@@ -131,7 +173,7 @@ fn pretrain_base(
     device: Device,
     progress: &dyn Progress,
 ) -> Result<Weights> {
-    let pretraining = &prepared.task.pretraining;
+    let pretraining = prepared.task.pretraining();
     let start = Weights::random(architecture, pretraining.seed);
     if pretraining.steps == 0 {
         return Ok(start);

@@ -22,7 +22,8 @@ pub mod weights;
 pub use approximation::Approximation;
 pub use device::{Device, DeviceError};
 pub use settings::{
-    ModelSettings, SettingsError, TokenizedExample, TokensError, TrainingSettings, check_optimizer,
+    FolderSettings, ModelChoice, ModelSettings, SettingsError, TokenizedExample, TokensError,
+    TrainingSettings, check_optimizer,
 };
 pub use task::{DataSettings, PreparedTask, PretrainingSettings, Task, TaskError};
 pub use text::{TaskData, TextError, TextExample};

@@ -6,6 +6,7 @@ use crate::decoder::{
 };
 use serde::{Deserialize, Serialize};
 use simfluence_core::{Optimizer, Schedule};
+use std::path::PathBuf;
 
 /// Shape of a decoder-only transformer.
 ///
@@ -119,6 +120,125 @@ impl ModelSettings {
                 attention: 0.0,
             },
             names: Names::OWN,
+        }
+    }
+}
+
+/// The `[model]` of a task: shapes of a model that is pre-trained here, or a folder with one.
+///
+/// ```
+/// use simfluence_models::ModelChoice;
+/// let choice: ModelChoice = toml::from_str("path = \"tiny-llama\"\ndropout = 0.0")?;
+/// assert!(matches!(choice, ModelChoice::Folder(_)));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "ModelTable", into = "ModelTable")]
+pub enum ModelChoice {
+    /// A model that is pre-trained here.
+    Settings(ModelSettings),
+    /// A model in Hugging Face format.
+    Folder(FolderSettings),
+}
+
+/// A model in Hugging Face format.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FolderSettings {
+    /// Folder with `config.json`, `model.safetensors` (or its index) and `tokenizer.json`;
+    /// relative to the task file, or else to the working directory.
+    pub path: PathBuf,
+    /// Probability of dropout everywhere, in `[0, 1)`; default: what `config.json` says.
+    pub dropout: Option<f64>,
+}
+
+impl Default for ModelChoice {
+    fn default() -> Self {
+        Self::Settings(ModelSettings::default())
+    }
+}
+
+impl ModelChoice {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// See [`ModelSettings::check`].
+    pub fn check(&self) -> Result<(), SettingsError> {
+        match self {
+            Self::Settings(settings) => settings.check(),
+            Self::Folder(folder) => check_dropout(folder.dropout.unwrap_or(0.0)),
+        }
+    }
+}
+
+/// `[model]` as it stands in the file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ModelTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heads: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    width: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tied_output: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropout: Option<f64>,
+}
+
+impl TryFrom<ModelTable> for ModelChoice {
+    type Error = SettingsError;
+
+    fn try_from(table: ModelTable) -> Result<Self, SettingsError> {
+        let Some(path) = table.path else {
+            let default = ModelSettings::default();
+            return Ok(Self::Settings(ModelSettings {
+                layers: table.layers.unwrap_or(default.layers),
+                heads: table.heads.unwrap_or(default.heads),
+                width: table.width.unwrap_or(default.width),
+                context: table.context.unwrap_or(default.context),
+                tied_output: table.tied_output.unwrap_or(default.tied_output),
+                dropout: table.dropout.unwrap_or(default.dropout),
+            }));
+        };
+        let given = [
+            ("model.layers", table.layers.is_some()),
+            ("model.heads", table.heads.is_some()),
+            ("model.width", table.width.is_some()),
+            ("model.context", table.context.is_some()),
+            ("model.tied_output", table.tied_output.is_some()),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((setting, _)) => Err(SettingsError::BesideFolder { setting }),
+            None => Ok(Self::Folder(FolderSettings {
+                path,
+                dropout: table.dropout,
+            })),
+        }
+    }
+}
+
+impl From<ModelChoice> for ModelTable {
+    fn from(choice: ModelChoice) -> Self {
+        match choice {
+            ModelChoice::Settings(settings) => Self {
+                path: None,
+                layers: Some(settings.layers),
+                heads: Some(settings.heads),
+                width: Some(settings.width),
+                context: Some(settings.context),
+                tied_output: Some(settings.tied_output),
+                dropout: Some(settings.dropout),
+            },
+            ModelChoice::Folder(folder) => Self {
+                path: Some(folder.path),
+                dropout: folder.dropout,
+                ..Self::default()
+            },
         }
     }
 }
@@ -339,6 +459,12 @@ pub enum SettingsError {
     /// A size or count of 0.
     #[error("{setting} is 0; it must be at least 1")]
     Zero {
+        /// Name of the setting.
+        setting: &'static str,
+    },
+    /// A setting that a model folder decides.
+    #[error("{setting} cannot be given beside model.path: the folder decides it")]
+    BesideFolder {
         /// Name of the setting.
         setting: &'static str,
     },

@@ -1,11 +1,14 @@
 //! Task files: what is trained, on what, and how its runs are drawn.
 
+use crate::hugging_face::{self, CheckpointError};
 use crate::numbers;
 use crate::probes::SettingRange;
 use crate::probes::causal_chains::{self, CausalChainsSettings};
 use crate::probes::set_membership::{self, SetMembershipSettings};
 use crate::probes::word_order::{self, WordOrderSettings};
-use crate::settings::{ModelSettings, SettingsError, TokenizedExample, TrainingSettings};
+use crate::settings::{
+    FolderSettings, ModelChoice, SettingsError, TokenizedExample, TrainingSettings,
+};
 use crate::text::{TableSettings, TaskData, TextError, TextExample, load_table};
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 use serde::{Deserialize, Serialize};
@@ -19,22 +22,25 @@ use std::path::{Path, PathBuf};
 pub struct Task {
     /// Name of the task.
     pub name: String,
-    /// What a token is, default `character`.
+    /// What a token is, default `character`; a model folder has its own.
     #[serde(default)]
-    pub tokenizer: TokenizerKind,
+    pub tokenizer: Option<TokenizerKind>,
     /// The examples.
     pub data: DataSettings,
     /// The model.
     #[serde(default)]
-    pub model: ModelSettings,
-    /// How the base model comes about.
+    pub model: ModelChoice,
+    /// How the base model comes about; of a model folder, nothing.
     #[serde(default)]
-    pub pretraining: PretrainingSettings,
+    pub pretraining: Option<PretrainingSettings>,
     /// How a run fine-tunes it.
     pub training: TrainingSettings,
     /// How the runs' curricula are drawn.
     #[serde(default)]
     pub design: DesignSettings,
+    /// Folder of the task file, which `model.path` is relative to.
+    #[serde(skip)]
+    folder: Option<PathBuf>,
 }
 
 /// Where a task's examples come from (`[data]`).
@@ -156,7 +162,7 @@ pub struct PreparedTask {
     pub train_tokens: Vec<TokenizedExample>,
     /// Test examples as tokens.
     pub test_tokens: Vec<TokenizedExample>,
-    /// Pre-training text as tokens.
+    /// Pre-training text as tokens; none for a model folder.
     pub corpus_tokens: Vec<u32>,
     /// The tokeniser.
     pub tokenizer: Tokenizer,
@@ -173,12 +179,16 @@ impl Task {
             path: path.to_owned(),
             problem: source.to_string(),
         })?;
-        Self::parse(&text).map_err(|error| match error {
+        let task = Self::parse(&text).map_err(|error| match error {
             TaskError::Malformed { problem, .. } => TaskError::Malformed {
                 path: path.to_owned(),
                 problem,
             },
             other => other,
+        })?;
+        Ok(Self {
+            folder: path.parent().map(Path::to_owned),
+            ..task
         })
     }
 
@@ -207,8 +217,18 @@ impl Task {
                 });
             }
         }
-        let rate = self.pretraining.learning_rate;
-        if self.pretraining.steps > 0 && !(rate.is_finite() && rate > 0.0) {
+        if let ModelChoice::Folder(_) = self.model {
+            let beside = |setting| Err(SettingsError::BesideFolder { setting }.into());
+            if self.tokenizer.is_some() {
+                return beside("tokenizer");
+            }
+            if self.pretraining.is_some() {
+                return beside("pretraining");
+            }
+        }
+        let pretraining = self.pretraining();
+        let rate = pretraining.learning_rate;
+        if pretraining.steps > 0 && !(rate.is_finite() && rate > 0.0) {
             return Err(TaskError::Setting {
                 setting: "pretraining.learning_rate",
                 got: rate.to_string(),
@@ -216,6 +236,48 @@ impl Task {
             });
         }
         Ok(())
+    }
+
+    /// How the base model is pre-trained.
+    pub fn pretraining(&self) -> PretrainingSettings {
+        self.pretraining.clone().unwrap_or_default()
+    }
+
+    /// The model folder: `model.path` as seen from the task file, if there is something, or else
+    /// from the working directory. `None` for a model that is pre-trained here.
+    pub fn model_folder(&self) -> Option<PathBuf> {
+        let ModelChoice::Folder(FolderSettings { path, .. }) = &self.model else {
+            return None;
+        };
+        let beside = self.folder.as_ref().map(|folder| folder.join(path));
+        Some(beside.filter(|p| p.exists()).unwrap_or(path.clone()))
+    }
+
+    /// The model's tokeniser and the tokens that fit its context.
+    fn tokenizer(&self, data: &TaskData) -> Result<(Tokenizer, usize), TaskError> {
+        match (&self.model, self.model_folder()) {
+            (ModelChoice::Folder(settings), Some(folder)) => {
+                let architecture = hugging_face::architecture(&folder, settings.dropout)?;
+                let tokenizer = Tokenizer::load(&folder)?;
+                let decoder = architecture.decoder();
+                if tokenizer.vocabulary_size() > decoder.vocabulary as usize {
+                    return Err(TaskError::Vocabulary {
+                        folder,
+                        tokens: tokenizer.vocabulary_size(),
+                        embedding: decoder.vocabulary,
+                    });
+                }
+                Ok((tokenizer, decoder.context as usize))
+            }
+            (ModelChoice::Settings(settings), _) => {
+                let texts = (data.train.iter().chain(&data.test))
+                    .flat_map(|e| [e.prompt.as_str(), e.answer.as_str()])
+                    .chain([data.corpus.as_str()]);
+                let kind = self.tokenizer.unwrap_or_default();
+                Ok((Tokenizer::new(kind, texts), settings.context as usize))
+            }
+            (ModelChoice::Folder(_), None) => unreachable!("a folder has a path"),
+        }
     }
 
     /// The examples and the pre-training text; `data` overrides `data.path` of the task file.
@@ -264,14 +326,7 @@ impl Task {
     /// model's context.
     pub fn prepare(&self, data: Option<&Path>) -> Result<PreparedTask, TaskError> {
         let data = self.data(data)?;
-        let texts = data
-            .train
-            .iter()
-            .chain(&data.test)
-            .flat_map(|e| [e.prompt.as_str(), e.answer.as_str()])
-            .chain([data.corpus.as_str()]);
-        let tokenizer = Tokenizer::new(self.tokenizer, texts);
-        let context = self.model.context as usize;
+        let (tokenizer, context) = self.tokenizer(&data)?;
         let tokens = |examples: &[TextExample]| -> Result<Vec<TokenizedExample>, TokenizerError> {
             examples
                 .iter()
@@ -284,7 +339,10 @@ impl Task {
             test: Examples::new(data.test.iter().map(TextExample::to_example).collect())?,
             train_tokens: tokens(&data.train)?,
             test_tokens: tokens(&data.test)?,
-            corpus_tokens: tokenizer.encode(&data.corpus)?,
+            corpus_tokens: match self.model {
+                ModelChoice::Settings(_) => tokenizer.encode(&data.corpus)?,
+                ModelChoice::Folder(_) => Vec::new(),
+            },
             tokenizer,
         })
     }
@@ -351,6 +409,22 @@ pub enum TaskError {
     /// A text that cannot be tokenised.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A model folder that cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tokeniser that has tokens which the model does not.
+    #[error(
+        "{}: tokenizer.json has token ids below {tokens}, but the model's embedding only has {embedding} rows (vocab_size); take the tokeniser that belongs to the model",
+        folder.display()
+    )]
+    Vocabulary {
+        /// The model folder.
+        folder: PathBuf,
+        /// The largest id and 1.
+        tokens: usize,
+        /// Rows of the embedding.
+        embedding: u32,
+    },
     /// Keys that are not unique.
     #[error(transparent)]
     Examples(#[from] ExampleError),
@@ -521,5 +595,95 @@ mod tests {
         let task = Task::parse(&NUMBERS.replace("context = 144", "context = 20")).unwrap();
         let message = task.prepare(None).unwrap_err().to_string();
         assert!(message.contains("model.context"), "{message}");
+    }
+
+    const FOLDER: &str = r#"
+        name = "t"
+        [data]
+        source = "table"
+        prompt = "{question} Answer:"
+        answer = " {reply}"
+        dataset = "{kind}"
+        train_per_dataset = 1
+        test_per_dataset = 1
+        [model]
+        path = "model"
+        [training]
+        steps = 2
+    "#;
+
+    /// A task file with a copy of the tiny checkpoint beside it, and its table.
+    fn folder_task(text: &str) -> (tempfile::TempDir, Task, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        std::fs::create_dir(&model).unwrap();
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text");
+        for name in ["config.json", "tokenizer.json"] {
+            std::fs::copy(data.join(name), model.join(name)).unwrap();
+        }
+        let table = folder.path().join("table.csv");
+        let rows = "question,reply,kind\nwhat follows two?,three,a\nwhat follows six?,seven,a\n";
+        std::fs::write(&table, rows).unwrap();
+        let path = folder.path().join("task.toml");
+        std::fs::write(&path, text).unwrap();
+        let task = Task::load(&path).unwrap();
+        (folder, task, table)
+    }
+
+    #[test]
+    fn a_model_folder_beside_the_task_file_reads_the_examples_with_its_own_tokenizer() {
+        let (_folder, task, table) = folder_task(FOLDER);
+        let prepared = task.prepare(Some(&table)).unwrap();
+        let example = &prepared.train_tokens[0];
+        let answer = (prepared.tokenizer).decode(&example.tokens[example.answer_start..]);
+        assert!([" three", " seven"].contains(&&answer[..]), "{answer:?}");
+        assert!(prepared.corpus_tokens.is_empty());
+        let stored = serde_json::to_string(&prepared.tokenizer).unwrap();
+        let back: Tokenizer = serde_json::from_str(&stored).unwrap();
+        assert_eq!(back, prepared.tokenizer);
+    }
+
+    #[test]
+    fn what_a_model_folder_decides_cannot_be_given_beside_it() {
+        for (from, to, setting) in [
+            ("[model]", "[model]\nwidth = 8", "model.width"),
+            (
+                "[training]",
+                "[pretraining]\nsteps = 0\n[training]",
+                "pretraining",
+            ),
+            ("[data]", "tokenizer = \"byte\"\n[data]", "tokenizer"),
+            ("[model]", "[model]\ndropout = 1.0", "dropout is 1"),
+            ("[model]", "[model]\nlayer = 1", "unknown field `layer`"),
+        ] {
+            let message = Task::parse(&FOLDER.replace(from, to))
+                .unwrap_err()
+                .to_string();
+            assert!(message.contains(setting), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_beyond_the_embedding_and_an_example_beyond_the_context_are_refused() {
+        for (from, to, parts) in [
+            (
+                "\"vocab_size\": 290",
+                "\"vocab_size\": 289",
+                ["below 290", "289 rows"],
+            ),
+            (
+                "\"max_position_embeddings\": 64",
+                "\"max_position_embeddings\": 5",
+                ["tokens", "allows 6"],
+            ),
+        ] {
+            let (folder, task, table) = folder_task(FOLDER);
+            let config = folder.path().join("model/config.json");
+            let text = std::fs::read_to_string(&config).unwrap();
+            assert!(text.contains(from), "{text}");
+            std::fs::write(&config, text.replace(from, to)).unwrap();
+            let message = task.prepare(Some(&table)).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
     }
 }

@@ -1,11 +1,13 @@
-//! Text to token ids: characters or bytes.
+//! Text to token ids: characters, bytes, or as a model's `tokenizer.json` says.
 
+use crate::hugging_face::{TokenizerFile, TokenizerFileError};
 use crate::settings::TokenizedExample;
 use crate::text::TextExample;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
-/// What a token is.
+/// What a token is, of models that are pre-trained here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenizerKind {
@@ -25,83 +27,157 @@ pub enum TokenizerKind {
 /// assert_eq!(tokenizer.decode(&tokenizer.encode("hello")?), "hello");
 /// # Ok::<(), simfluence_models::tokenizer::TokenizerError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredTokenizer", into = "StoredTokenizer")]
 pub struct Tokenizer {
-    kind: TokenizerKind,
-    characters: Vec<char>,
-    ids: HashMap<char, u32>,
+    form: Form,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Form {
+    Characters {
+        characters: Vec<char>,
+        ids: HashMap<char, u32>,
+    },
+    Bytes,
+    File(TokenizerFile),
+}
+
+/// How a tokeniser stands in files.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredTokenizer {
+    Kind {
+        kind: TokenizerKind,
+        characters: String,
+    },
+    File {
+        tokenizer_json: String,
+    },
+}
+
+impl From<Tokenizer> for StoredTokenizer {
+    fn from(tokenizer: Tokenizer) -> Self {
+        match tokenizer.form {
+            Form::Characters { characters, .. } => Self::Kind {
+                kind: TokenizerKind::Character,
+                characters: characters.into_iter().collect(),
+            },
+            Form::Bytes => Self::Kind {
+                kind: TokenizerKind::Byte,
+                characters: String::new(),
+            },
+            Form::File(file) => Self::File {
+                tokenizer_json: file.json().to_owned(),
+            },
+        }
+    }
+}
+
+impl TryFrom<StoredTokenizer> for Tokenizer {
+    type Error = TokenizerFileError;
+
+    fn try_from(stored: StoredTokenizer) -> Result<Self, TokenizerFileError> {
+        Ok(match stored {
+            StoredTokenizer::Kind { kind, characters } => Self::new(kind, [characters.as_str()]),
+            StoredTokenizer::File { tokenizer_json } => Self {
+                form: Form::File(TokenizerFile::parse(tokenizer_json)?),
+            },
+        })
+    }
 }
 
 impl Tokenizer {
     /// A tokeniser for `texts`; a character tokeniser knows exactly their characters.
     pub fn new<'a>(kind: TokenizerKind, texts: impl IntoIterator<Item = &'a str>) -> Self {
-        let characters: Vec<char> = match kind {
-            TokenizerKind::Character => texts
-                .into_iter()
-                .flat_map(str::chars)
-                .collect::<BTreeSet<char>>()
-                .into_iter()
-                .collect(),
-            TokenizerKind::Byte => Vec::new(),
+        let form = match kind {
+            TokenizerKind::Byte => Form::Bytes,
+            TokenizerKind::Character => {
+                let known: BTreeSet<char> = texts.into_iter().flat_map(str::chars).collect();
+                let characters: Vec<char> = known.into_iter().collect();
+                let ids = characters.iter().zip(0..).map(|(&c, id)| (c, id)).collect();
+                Form::Characters { characters, ids }
+            }
         };
-        let ids = characters.iter().zip(0..).map(|(&c, id)| (c, id)).collect();
-        Self {
-            kind,
-            characters,
-            ids,
-        }
+        Self { form }
     }
 
-    /// Number of different tokens.
+    /// The tokeniser of a model folder, `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not understood by the `tokenizers` library.
+    pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
+        Ok(Self {
+            form: Form::File(TokenizerFile::load(folder)?),
+        })
+    }
+
+    /// Number of different tokens: the largest id and 1.
     pub fn vocabulary_size(&self) -> usize {
-        match self.kind {
-            TokenizerKind::Character => self.characters.len(),
-            TokenizerKind::Byte => 256,
+        match &self.form {
+            Form::Characters { characters, .. } => characters.len(),
+            Form::Bytes => 256,
+            Form::File(file) => file.size(),
         }
-    }
-
-    /// The characters of the vocabulary in id order (empty for bytes).
-    pub fn characters(&self) -> String {
-        self.characters.iter().collect()
     }
 
     /// The token ids of a text.
     ///
     /// # Errors
-    /// A character that is not in the vocabulary.
+    /// A character that is not in the vocabulary; a text that a tokeniser from a file refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        match self.kind {
-            TokenizerKind::Byte => Ok(text.bytes().map(u32::from).collect()),
-            TokenizerKind::Character => text
+        match &self.form {
+            Form::Bytes => Ok(text.bytes().map(u32::from).collect()),
+            Form::Characters { ids, .. } => text
                 .chars()
                 .map(|c| {
-                    self.ids
-                        .get(&c)
+                    ids.get(&c)
                         .copied()
                         .ok_or(TokenizerError::UnknownCharacter { character: c })
                 })
                 .collect(),
+            Form::File(file) => Ok(file.encode(text)?),
         }
     }
 
-    /// The text of token ids; ids that are not in the vocabulary become U+FFFD.
+    /// The text of token ids; ids that are not in the vocabulary become U+FFFD or nothing.
     pub fn decode(&self, tokens: &[u32]) -> String {
-        match self.kind {
-            TokenizerKind::Byte => {
+        match &self.form {
+            Form::Bytes => {
                 let bytes: Vec<u8> = tokens
                     .iter()
                     .map(|&t| u8::try_from(t).unwrap_or(b'?'))
                     .collect();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            TokenizerKind::Character => tokens
+            Form::Characters { characters, .. } => tokens
                 .iter()
-                .map(|&t| *self.characters.get(t as usize).unwrap_or(&'\u{FFFD}'))
+                .map(|&t| *characters.get(t as usize).unwrap_or(&'\u{FFFD}'))
                 .collect(),
+            Form::File(file) => file.decode(tokens),
         }
     }
 
+    /// Tokens of prompt and answer, and where the answer starts among them.
+    fn prompt_and_answer(
+        &self,
+        prompt: &str,
+        answer: &str,
+    ) -> Result<(Vec<u32>, usize), TokenizerError> {
+        if let Form::File(file) = &self.form {
+            return Ok(file.prompt_and_answer(prompt, answer)?);
+        }
+        let mut tokens = self.encode(prompt)?;
+        let answer_start = tokens.len();
+        tokens.extend(self.encode(answer)?);
+        Ok((tokens, answer_start))
+    }
+
     /// Tokenises prompt and answer; the loss is on the answer only.
+    ///
+    /// A tokeniser from a file reads both as one text, as it would anywhere, and puts around it
+    /// what its model expects (a token for the beginning, say). A token belongs to the answer if it
+    /// has a character of it; so does what stands behind the text.
     ///
     /// # Errors
     /// An unknown character, an empty prompt or answer (nothing to predict from, nothing to
@@ -115,9 +191,8 @@ impl Tokenizer {
             key: example.key.clone(),
             problem: source.to_string(),
         };
-        let mut tokens = self.encode(&example.prompt).map_err(place)?;
-        let answer_start = tokens.len();
-        tokens.extend(self.encode(&example.answer).map_err(place)?);
+        let (tokens, answer_start) =
+            (self.prompt_and_answer(&example.prompt, &example.answer)).map_err(place)?;
         if answer_start == 0 || answer_start == tokens.len() {
             return Err(TokenizerError::Empty {
                 key: example.key.clone(),
@@ -157,7 +232,7 @@ pub enum TokenizerError {
     },
     /// An example that does not fit.
     #[error(
-        "example {key:?} has {got} tokens, but model.context allows {allowed}; raise it, or shorten texts with data.max_column_characters"
+        "example {key:?} has {got} tokens, but the model's context (model.context) allows {allowed}; raise it where the model is trained here, or shorten texts with data.max_column_characters"
     )]
     TooLong {
         /// Key of the example.
@@ -167,6 +242,9 @@ pub enum TokenizerError {
         /// What fits.
         allowed: usize,
     },
+    /// A `tokenizer.json` that cannot be read or used.
+    #[error(transparent)]
+    File(#[from] TokenizerFileError),
     /// Another problem with one example.
     #[error("example {key:?}: {problem}")]
     Example {

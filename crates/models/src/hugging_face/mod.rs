@@ -10,7 +10,10 @@ mod save;
 mod shard;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 
 pub use checkpoint::{CheckpointError, architecture, load};
 pub use config::{Config, ConfigError};
 pub use save::save;
+pub(crate) use tokenizer::TokenizerFile;
+pub use tokenizer::TokenizerFileError;

@@ -1,6 +1,6 @@
 """Writes the tiny checkpoints of this folder with what transformers makes of them.
 
-Run with transformers 5.23, torch 2.13 and safetensors 0.8: python make.py
+Run with transformers 5.23, tokenizers 0.23, torch 2.13 and safetensors 0.8: python make.py
 
 Every folder is one randomly initialised model, saved by transformers in 32 bits, with
 `reference.safetensors` beside it:
@@ -14,13 +14,19 @@ Every folder is one randomly initialised model, saved by transformers in 32 bits
 All of it is computed in 64 bits from the 32-bit parameters. transformers rounds to 32 bits in norms,
 rotary angles and softmax; `torch.float32` is replaced by `torch.float64` while it computes, so that
 its own code runs in 64 bits throughout. `rotary.json` has its frequencies of rotary positions.
+
+`text` is a checkpoint with a byte-level tokenizer, for tests that start from text; `metaspace.json`
+is a tokenizer in the manner of Llama's. `encodings.json` has what the tokenizers library makes of
+some texts by both.
 """
 import json
 import pathlib
 import shutil
 
 import torch
+import tokenizers
 import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from safetensors.torch import save_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -160,6 +166,73 @@ def rotary():
     (HERE / "rotary.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
+LINES = [
+    "Question: what follows three? Answer: four.",
+    "Question: what comes before nine? Answer: eight.",
+    "The answer to the question is seven, and what follows is eight.",
+]
+TEXTS = [
+    ("Question: what follows two? Answer:", " three."),
+    ("what  follows\n\n  12345's ", "answer, isn't it?"),
+    ("gr\u00fc\u00dfe \u4f60\u597d ", "\U0001f600!"),
+    ("Quest", "ion"),
+]
+
+
+def byte_level():
+    """In the manner of GPT-2."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.train_from_iterator(LINES, trainers.BpeTrainer(
+        vocab_size=290, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return tokenizer
+
+
+def metaspace():
+    """In the manner of Llama 2, with a token in front of every text and one behind."""
+    special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.train_from_iterator(LINES, trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+def encodings(tokenizer):
+    rows = []
+    for prompt, answer in TEXTS:
+        encoding = tokenizer.encode(prompt + answer)
+        # Offsets count characters in Python.
+        start = next(k for k, (_, end) in enumerate(encoding.offsets) if end > len(prompt))
+        plain = tokenizer.encode(prompt, add_special_tokens=False).ids
+        rows.append(dict(prompt=prompt, answer=answer, tokens=encoding.ids, answer_start=start,
+                         of_prompt=plain, decoded=tokenizer.decode(plain, False)))
+    return rows
+
+
+def text():
+    folder = HERE / "text"
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer, other = byte_level(), metaspace()
+    config = transformers.LlamaConfig(**dict(
+        GROUPED, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=64))
+    initial(config, 100).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    other.save(str(HERE / "metaspace.json"), pretty=False)
+    rows = dict(byte_level=encodings(tokenizer), metaspace=encodings(other))
+    (HERE / "encodings.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
 for seed, (name, config) in enumerate(CONFIGS.items()):
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -167,4 +240,5 @@ for seed, (name, config) in enumerate(CONFIGS.items()):
     (folder / "generation_config.json").unlink(missing_ok=True)
     reference(folder)
 rotary()
+text()
 (HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")

@@ -1,0 +1,211 @@
+//! The main job on a model in Hugging Face format: record, attribute, ask, verify, leave out.
+#![cfg(feature = "torch")]
+
+mod common;
+
+use common::{fail, succeed};
+use serde_json::Value;
+use std::path::Path;
+
+const TASK: &str = r#"
+name = "folder"
+[data]
+source = "table"
+path = "table.csv"
+prompt = "Question: what follows {number}? Answer:"
+answer = " {next}."
+dataset = "{kind}"
+train_per_dataset = 5
+test_per_dataset = 2
+[model]
+path = "model"
+[training]
+optimizer = { name = "adamw" }
+learning_rate = 1e-2
+steps = 6
+batch_size = 3
+checkpoint_every = 3
+[design]
+runs = 3
+held_out = 1
+held_out_ordinary = 1
+segments = [2, 3]
+"#;
+
+const NUMBERS: [&str; 15] = [
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen",
+];
+
+/// A task file, its table, and a tiny Llama with a byte-level tokenizer.
+fn task() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    std::fs::write(path.join("task.toml"), TASK).unwrap();
+    let mut table = String::from("number,next,kind\n");
+    for (k, pair) in NUMBERS.windows(2).enumerate() {
+        let kind = if k % 2 == 0 { "odd" } else { "even" };
+        table.push_str(&format!("{},{},{kind}\n", pair[0], pair[1]));
+    }
+    std::fs::write(path.join("table.csv"), table).unwrap();
+    std::fs::create_dir(path.join("model")).unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/models/tests/data/text");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(data.join(name), path.join("model").join(name)).unwrap();
+    }
+    folder
+}
+
+fn json(folder: &Path, args: &[&str]) -> Value {
+    let args = [args, &["--format", "json"]].concat();
+    serde_json::from_str(&succeed(folder, &args)).unwrap()
+}
+
+/// The losses of a run, bit for bit.
+fn losses(folder: &Path, run_set: &str, run: &str) -> Vec<u32> {
+    let set = simfluence::recorder::RunSet::open(&folder.join(run_set)).unwrap();
+    let run = set.read_run(run).unwrap();
+    assert_eq!(run.trajectory.steps().len(), 7);
+    (run.trajectory.values().iter())
+        .map(|loss| loss.to_bits())
+        .collect()
+}
+
+#[test]
+fn a_model_folder_is_recorded_attributed_edited_and_verified() {
+    let folder = task();
+    let path = folder.path();
+    let record = [
+        "record",
+        "task.toml",
+        "--out",
+        "runs",
+        "--runs",
+        "train-*,ordinary-000",
+    ];
+    succeed(path, &[&record[..], &["--jobs", "2"]].concat());
+    succeed(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "again",
+            "--runs",
+            "train-001",
+        ],
+    );
+    assert_eq!(
+        losses(path, "runs", "train-001"),
+        losses(path, "again", "train-001")
+    );
+    let first = losses(path, "runs", "train-001");
+    let (start, end) = (
+        f32::from_bits(first[0]),
+        f32::from_bits(first[first.len() - 4]),
+    );
+    assert!(end < start, "{start} {end}");
+
+    // The run set keeps the model: nothing below reads the folder.
+    std::fs::remove_dir_all(path.join("model")).unwrap();
+    for method in [
+        "graddot",
+        "gradcos",
+        "tracin-cp",
+        "tracin-cp-preconditioned",
+        "hif-cg",
+        "hif-ekfac",
+        "untrac",
+        "untrac-inv",
+        "empirical",
+    ] {
+        succeed(path, &["attribute", "runs", "--method", method]);
+        let file = path.join(format!("runs/scores/{method}.safetensors"));
+        let artifact = simfluence::recorder::read_artifact(&file).unwrap();
+        let scores = simfluence::core::Scores::from_artifact(&artifact).unwrap();
+        assert_eq!((scores.train_keys.len(), scores.test_keys.len()), (10, 4));
+        assert!(scores.values.iter().any(|v| *v != 0.0), "{method}");
+        assert!(scores.values.iter().all(|v| v.is_finite()), "{method}");
+    }
+    succeed(
+        path,
+        &["attribute", "runs", "--method", "graddot", "--layers"],
+    );
+    let report = ["report", "runs", "runs/scores/graddot.safetensors"];
+    let layers = json(path, &report)["layers"].to_string();
+    assert!(layers.contains("model.layers.1.mlp.gate_proj"), "{layers}");
+
+    // An edit that changes nothing, really retrained: the recorded run, bit for bit.
+    let whatif = ["whatif", "runs", "--run", "ordinary-000", "--verify"];
+    let answer = json(path, &[&whatif[..], &["--learning-rate", "1"]].concat());
+    for row in answer["test_examples"].as_array().unwrap() {
+        assert_eq!(row["true_change"], 0.0, "{row}");
+    }
+    let answer = json(path, &[&whatif[..], &["--drop", "dataset:odd"]].concat());
+    let changes = answer["test_examples"].as_array().unwrap();
+    assert!(
+        changes.iter().any(|row| row["true_change"] != 0.0),
+        "{changes:?}"
+    );
+
+    let truth = succeed(
+        path,
+        &["attribute", "runs", "--method", "leave-out", "--seeds", "2"],
+    );
+    assert!(truth.contains("ceiling"), "{truth}");
+}
+
+#[test]
+fn another_model_or_dropout_is_not_mixed_into_a_run_set() {
+    let folder = task();
+    let path = folder.path();
+    let record = [
+        "record",
+        "task.toml",
+        "--out",
+        "runs",
+        "--runs",
+        "train-000",
+    ];
+    succeed(path, &record);
+    let dropout = TASK.replace("path = \"model\"", "path = \"model\"\ndropout = 0.25");
+    std::fs::write(path.join("task.toml"), dropout).unwrap();
+    let message = fail(path, &record);
+    assert!(message.contains("base_model.safetensors"), "{message}");
+
+    let other = [
+        "record",
+        "task.toml",
+        "--out",
+        "others",
+        "--runs",
+        "train-000",
+    ];
+    succeed(path, &other);
+    assert_ne!(
+        losses(path, "runs", "train-000"),
+        losses(path, "others", "train-000")
+    );
+}
+
+#[test]
+fn a_model_folder_that_is_wrong_is_refused_before_anything_is_trained() {
+    let folder = task();
+    let path = folder.path();
+    let record = ["record", "task.toml", "--out", "runs"];
+    let weights = path.join("model/model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() - 100]).unwrap();
+    let message = fail(path, &record);
+    assert!(message.contains("not copied whole"), "{message}");
+    std::fs::write(&weights, &whole).unwrap();
+    let config = path.join("model/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"llama3\"", "\"dynamic\"")).unwrap();
+    let message = fail(path, &record);
+    assert!(message.contains("rope_parameters.rope_type"), "{message}");
+    assert!(message.contains("llama3, yarn"), "{message}");
+    std::fs::remove_dir_all(path.join("model")).unwrap();
+    let message = fail(path, &record);
+    assert!(message.contains("config.json"), "{message}");
+}
