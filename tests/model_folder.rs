@@ -201,7 +201,7 @@ fn a_model_folder_that_is_wrong_is_refused_before_anything_is_trained() {
     std::fs::write(&weights, &whole).unwrap();
     let config = path.join("model/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text.replace("\"llama3\"", "\"dynamic\"")).unwrap();
+    std::fs::write(&config, text.replace("\"default\"", "\"dynamic\"")).unwrap();
     let message = fail(path, &record);
     assert!(message.contains("rope_parameters.rope_type"), "{message}");
     assert!(message.contains("llama3, yarn"), "{message}");
