@@ -62,8 +62,9 @@ mod recording {
         check_against_recorded(&settings, &set)?;
         let base = BaseModel::load_or_make(&set, &prepared, device, progress)?;
         eprintln!(
-            "model: {} parameters; {} training and {} test examples; {} runs of {} steps",
+            "model: {} parameters, {} trained; {} training and {} test examples; {} runs of {} steps",
             base.weights.architecture().parameter_count(),
+            base.weights.architecture().trainable_count(),
             prepared.train.len(),
             prepared.test.len(),
             plan.len(),
@@ -348,7 +349,7 @@ mod recording {
                     .then_some(self.settings.schedule),
                 batch_size: Some(self.settings.batch_size),
                 planned_steps: Some(planned.curriculum.len() as u32),
-                trainable_parameters: Some(self.base.architecture().parameter_count() as u64),
+                trainable_parameters: Some(self.base.architecture().trainable_count() as u64),
                 loss: Some("mean NLL per answer token, nats".to_owned()),
                 threads: Some(self.settings.threads),
                 device: Some(self.device.to_string()),

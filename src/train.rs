@@ -76,23 +76,27 @@ impl BaseModel {
         let task = &prepared.task;
         let vocabulary = prepared.tokenizer.vocabulary_size() as u32;
         let architecture = Architecture::new(settings, vocabulary)?;
+        let adapted = architecture
+            .clone()
+            .with_trainable(task.trainable.clone())?;
         let provenance = serde_json::to_string(&(task.pretraining(), &task.data))?;
         let path = base_model_path(set);
         if path.exists() {
             let model = Self::load(set)?;
             let made_by = read_artifact(&path)?.text("pretraining").map(str::to_owned);
-            if *model.weights.architecture() != architecture
+            if *model.weights.architecture() != adapted
                 || model.tokenizer != prepared.tokenizer
                 || made_by.ok().as_ref() != Some(&provenance)
             {
                 bail!(
-                    "{}: the base model there was made by other [model], [pretraining] or [data] settings; use another folder for this task",
+                    "{}: the base model there was made by other [model], [trainable], [pretraining] or [data] settings; use another folder for this task",
                     path.display()
                 );
             }
             return Ok(model);
         }
         let weights = pretrain_base(prepared, &architecture, device, progress)?;
+        let weights = weights.with_trainable(task.trainable.clone())?;
         Self::keep(weights, set, prepared, ("pretraining", provenance))
     }
 
@@ -103,6 +107,7 @@ impl BaseModel {
         settings: &FolderSettings,
     ) -> Result<Self> {
         let weights = hugging_face::load(folder, settings.dropout)?;
+        let weights = weights.with_trainable(prepared.task.trainable.clone())?;
         let path = base_model_path(set);
         if path.exists() {
             let model = Self::load(set)?;
@@ -111,7 +116,7 @@ impl BaseModel {
                 || model.weights.fingerprint() != weights.fingerprint()
             {
                 bail!(
-                    "{}: the base model there is not the one in {} with model.dropout as the task has it; use another folder for this task",
+                    "{}: the base model there is not the one in {} with model.dropout and [trainable] as the task has them; use another folder for this task",
                     path.display(),
                     folder.display()
                 );

@@ -156,6 +156,50 @@ fn a_model_folder_is_recorded_attributed_edited_and_verified() {
 }
 
 #[test]
+fn attribution_follows_the_parameters_that_are_trained() {
+    let folder = task();
+    let path = folder.path();
+    for (name, trainable, layer) in [
+        (
+            "lora",
+            "method = \"lora\"\nrank = 2\ntargets = [\"q_proj\", \"down_proj\"]",
+            "model.layers.1.mlp.down_proj.lora_A",
+        ),
+        ("last", "method = \"last-layers\"\nlayers = 1", "model.layers.1.mlp.down_proj"),
+    ] {
+        let text = TASK.replace("[training]", &format!("[trainable]\n{trainable}\n[training]"));
+        std::fs::write(path.join("task.toml"), text).unwrap();
+        let record = ["record", "task.toml", "--out", name, "--runs", "train-*,ordinary-000"];
+        succeed(path, &record);
+        let whole = 5_000;
+        let info = std::fs::read(path.join(name).join("runs/train-000/run.json")).unwrap();
+        let info: Value = serde_json::from_slice(&info).unwrap();
+        let trained = info["trainable_parameters"].as_u64().unwrap();
+        assert!(0 < trained && trained < whole, "{name}: {trained}");
+        for method in ["graddot", "tracin-cp", "hif-ekfac", "untrac"] {
+            succeed(path, &["attribute", name, "--method", method]);
+        }
+        succeed(path, &["attribute", name, "--method", "graddot", "--layers"]);
+        let scores = format!("{name}/scores/graddot.safetensors");
+        let report = json(path, &["report", name, &scores])["layers"].to_string();
+        assert!(report.contains(layer), "{report}");
+        assert!(!report.contains("model.embed_tokens"), "{report}");
+        let whatif = ["whatif", name, "--run", "ordinary-000", "--verify"];
+        let answer = json(path, &[&whatif[..], &["--learning-rate", "1"]].concat());
+        for row in answer["test_examples"].as_array().unwrap() {
+            assert_eq!(row["true_change"], 0.0, "{row}");
+        }
+    }
+    // No biases in a Llama.
+    let text = TASK.replace("[training]", "[trainable]\nmethod = \"bitfit\"\n[training]");
+    std::fs::write(path.join("task.toml"), text).unwrap();
+    let message = fail(path, &["record", "task.toml", "--out", "bitfit"]);
+    assert!(message.contains("bitfit trains biases"), "{message}");
+    let message = fail(path, &["record", "task.toml", "--out", "lora", "--runs", "train-000"]);
+    assert!(message.contains("bitfit trains biases"), "{message}");
+}
+
+#[test]
 fn another_model_or_dropout_is_not_mixed_into_a_run_set() {
     let folder = task();
     let path = folder.path();

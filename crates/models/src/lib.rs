@@ -17,6 +17,7 @@ pub mod text;
 pub mod tokenizer;
 #[cfg(feature = "torch")]
 pub mod torch;
+mod trainable;
 pub mod weights;
 
 pub use approximation::Approximation;
@@ -30,4 +31,5 @@ pub use text::{TaskData, TextError, TextExample};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 #[cfg(feature = "torch")]
 pub use torch::*;
+pub use trainable::{LoraSettings, Trainable};
 pub use weights::{Architecture, ArchitectureError, Layout, ParameterSpec, Weights, WeightsError};

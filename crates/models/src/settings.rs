@@ -119,6 +119,7 @@ impl ModelSettings {
                 residual: self.dropout,
                 attention: 0.0,
             },
+            adapters: None,
             names: Names::OWN,
         }
     }
@@ -435,7 +436,7 @@ fn not_negative(setting: &'static str, got: f64) -> Result<(), SettingsError> {
     })
 }
 
-fn at_least_one(setting: &'static str, got: u32) -> Result<(), SettingsError> {
+pub(crate) fn at_least_one(setting: &'static str, got: u32) -> Result<(), SettingsError> {
     if got == 0 {
         return Err(SettingsError::Zero { setting });
     }
@@ -467,6 +468,12 @@ pub enum SettingsError {
     BesideFolder {
         /// Name of the setting.
         setting: &'static str,
+    },
+    /// Parameters to train that the model does not have.
+    #[error("{problem}")]
+    Trainable {
+        /// What is wrong.
+        problem: String,
     },
     /// Heads that do not divide the width.
     #[error("width {width} is not divisible by {heads} heads")]

@@ -11,6 +11,7 @@ use crate::settings::{
 };
 use crate::text::{TableSettings, TaskData, TextError, TextExample, load_table};
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
+use crate::trainable::Trainable;
 use serde::{Deserialize, Serialize};
 use simfluence_core::design::{DesignError, DesignSettings, PlannedRun, RunShape, draw_plan};
 use simfluence_core::{ExampleError, Examples, Optimizer, Schedule};
@@ -33,6 +34,9 @@ pub struct Task {
     /// How the base model comes about; of a model folder, nothing.
     #[serde(default)]
     pub pretraining: Option<PretrainingSettings>,
+    /// Which of its parameters are fine-tuned, default all.
+    #[serde(default)]
+    pub trainable: Trainable,
     /// How a run fine-tunes it.
     pub training: TrainingSettings,
     /// How the runs' curricula are drawn.

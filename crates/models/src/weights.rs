@@ -3,7 +3,8 @@
 use crate::decoder::{Decoder, DropoutRates, Places, layout};
 use crate::hugging_face::{Config, ConfigError};
 use crate::settings::{ModelSettings, SettingsError, check_dropout};
-use rand::SeedableRng;
+use crate::trainable::Trainable;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
@@ -21,14 +22,28 @@ const ALIGNMENT: usize = 16;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "StoredArchitecture", into = "StoredArchitecture")]
 pub struct Architecture {
-    stored: StoredArchitecture,
+    origin: Origin,
+    trainable: Trainable,
     decoder: Decoder,
 }
 
 /// How an architecture stands in files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredArchitecture {
+    #[serde(flatten)]
+    origin: Origin,
+    #[serde(default, skip_serializing_if = "is_full")]
+    trainable: Trainable,
+}
+
+fn is_full(trainable: &Trainable) -> bool {
+    *trainable == Trainable::Full
+}
+
+/// What a decoder was made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum StoredArchitecture {
+enum Origin {
     Settings {
         model: ModelSettings,
         vocabulary: u32,
@@ -44,18 +59,20 @@ impl TryFrom<StoredArchitecture> for Architecture {
     type Error = ArchitectureError;
 
     fn try_from(stored: StoredArchitecture) -> Result<Self, ArchitectureError> {
-        Ok(match stored {
-            StoredArchitecture::Settings { model, vocabulary } => Self::new(model, vocabulary)?,
-            StoredArchitecture::HuggingFace { config, dropout } => {
-                Self::of_config(config, dropout)?
-            }
-        })
+        let architecture = match stored.origin {
+            Origin::Settings { model, vocabulary } => Self::new(model, vocabulary)?,
+            Origin::HuggingFace { config, dropout } => Self::of_config(config, dropout)?,
+        };
+        Ok(architecture.with_trainable(stored.trainable)?)
     }
 }
 
 impl From<Architecture> for StoredArchitecture {
     fn from(architecture: Architecture) -> Self {
-        architecture.stored
+        Self {
+            origin: architecture.origin,
+            trainable: architecture.trainable,
+        }
     }
 }
 
@@ -88,7 +105,8 @@ impl Architecture {
         }
         Ok(Self {
             decoder: model.decoder(vocabulary),
-            stored: StoredArchitecture::Settings { model, vocabulary },
+            trainable: Trainable::Full,
+            origin: Origin::Settings { model, vocabulary },
         })
     }
 
@@ -109,8 +127,32 @@ impl Architecture {
         }
         Ok(Self {
             decoder,
-            stored: StoredArchitecture::HuggingFace { config, dropout },
+            trainable: Trainable::Full,
+            origin: Origin::HuggingFace { config, dropout },
         })
+    }
+
+    /// The same model of which other parameters are trained; with [`Trainable::Lora`] it has
+    /// adapters, else none.
+    ///
+    /// # Errors
+    /// Settings out of range, or that this model has no parameters for.
+    pub fn with_trainable(mut self, trainable: Trainable) -> Result<Self, SettingsError> {
+        self.decoder.adapters = trainable.adapters(&self.decoder)?;
+        self.trainable = trainable;
+        Ok(self)
+    }
+
+    /// Which parameters are trained.
+    pub fn trainable(&self) -> &Trainable {
+        &self.trainable
+    }
+
+    /// Whether each parameter of the layout is trained.
+    pub(crate) fn chosen(&self) -> Vec<bool> {
+        let (layout, places) = layout(&self.decoder);
+        let names: Vec<&str> = layout.specs().iter().map(|s| s.name.as_str()).collect();
+        self.trainable.choose(&self.decoder, &names, &places)
     }
 
     /// What the model is made of.
@@ -120,15 +162,24 @@ impl Architecture {
 
     /// The `config.json` of a model that came with one.
     pub fn config(&self) -> Option<&Config> {
-        match &self.stored {
-            StoredArchitecture::Settings { .. } => None,
-            StoredArchitecture::HuggingFace { config, .. } => Some(config),
+        match &self.origin {
+            Origin::Settings { .. } => None,
+            Origin::HuggingFace { config, .. } => Some(config),
         }
     }
 
-    /// Number of trainable parameters.
+    /// Number of values in all parameters.
     pub fn parameter_count(&self) -> usize {
         Layout::new(self).parameter_count()
+    }
+
+    /// Number of values in the parameters that are trained.
+    pub fn trainable_count(&self) -> usize {
+        let layout = Layout::new(self);
+        (layout.specs().iter().zip(self.chosen()))
+            .filter(|(_, is_chosen)| *is_chosen)
+            .map(|(spec, _)| spec.len())
+            .sum()
     }
 }
 
@@ -200,7 +251,7 @@ impl Layout {
         self.flat_len
     }
 
-    /// Number of trainable parameters.
+    /// Number of values in the parameters.
     pub fn parameter_count(&self) -> usize {
         self.specs.iter().map(ParameterSpec::len).sum()
     }
@@ -271,6 +322,43 @@ impl Weights {
         })
     }
 
+    /// The same values in a model of which other parameters are trained. Adapters that the model
+    /// did not have start from a random `A` and a `B` of 0, so that it computes what it did.
+    ///
+    /// # Errors
+    /// See [`Architecture::with_trainable`].
+    ///
+    /// # Reference
+    /// The start of `A` is that of PEFT: uniform in `±1/√(input width)`.
+    pub fn with_trainable(&self, trainable: Trainable) -> Result<Self, SettingsError> {
+        let architecture = self.architecture.clone().with_trainable(trainable)?;
+        let layout = Layout::new(&architecture);
+        let mut flat = vec![0.0; layout.flat_len()];
+        let seed = match &architecture.trainable {
+            Trainable::Lora(lora) => lora.seed,
+            _ => 0,
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        for spec in layout.specs() {
+            let values = &mut flat[spec.offset..spec.offset + spec.len()];
+            match self.parameter(&spec.name) {
+                Some(known) if known.len() == values.len() => values.copy_from_slice(known),
+                _ if spec.name.ends_with(".lora_A.weight") => {
+                    let bound = (spec.shape[1] as f64).sqrt().recip();
+                    for value in values {
+                        *value = (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(Self {
+            architecture,
+            layout,
+            flat,
+        })
+    }
+
     /// The architecture.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
@@ -296,11 +384,12 @@ impl Weights {
     /// decides what the model computes: equal exactly when two models are the same.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        match &self.architecture.stored {
-            StoredArchitecture::Settings { model, .. } => {
-                hash.update(format!("heads {}", model.heads));
-            }
-            StoredArchitecture::HuggingFace { config, .. } => hash.update(config.essence()),
+        match &self.architecture.origin {
+            Origin::Settings { model, .. } => hash.update(format!("heads {}", model.heads)),
+            Origin::HuggingFace { config, .. } => hash.update(config.essence()),
+        }
+        if let Some(lora) = &self.architecture.decoder.adapters {
+            hash.update(format!("\nadapters times {}", lora.scale));
         }
         for spec in self.layout.specs() {
             hash.update(format!("\n{} {:?}\n", spec.name, spec.shape));

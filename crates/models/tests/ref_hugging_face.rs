@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-const FOLDERS: [&str; 9] = [
+const FOLDERS: [&str; 12] = [
     "gpt2",
     "opt",
     "opt_post_norm",
@@ -22,14 +22,23 @@ const FOLDERS: [&str; 9] = [
     "mistral",
     "qwen2",
     "phi3",
+    "gpt2_lora",
+    "llama_lora",
+    "phi3_lora",
 ];
 
 fn data() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data")
 }
 
+/// A checkpoint, or the one before the `_lora` with that adapter.
 fn weights(folder: &str) -> Weights {
-    hugging_face::load(&data().join(folder), None).unwrap()
+    let base = folder.strip_suffix("_lora");
+    let weights = hugging_face::load(&data().join(base.unwrap_or(folder)), None).unwrap();
+    match base {
+        Some(_) => hugging_face::load_adapter(&weights, &data().join(folder)).unwrap(),
+        None => weights,
+    }
 }
 
 fn examples() -> Vec<TokenizedExample> {

@@ -1,6 +1,7 @@
 //! The parameters of a decoder in their fixed order, and which of them each part uses.
 
 use super::{Decoder, Gate, NormKind, Positions, Projection};
+use crate::trainable::last_part;
 use crate::weights::Layout;
 
 /// A linear layer's parameters, as positions in the layout.
@@ -10,6 +11,8 @@ pub struct Linear {
     pub weight: usize,
     /// `[output]`.
     pub bias: Option<usize>,
+    /// `A`, `[rank × input]`, and `B`, `[output × rank]`.
+    pub adapter: Option<[usize; 2]>,
 }
 
 /// A norm's parameters, as positions in the layout.
@@ -78,7 +81,7 @@ pub struct MlpPlaces {
 /// The layout of a decoder's parameters, and where each part's stand in it.
 ///
 /// Blocks follow each other; within one: norm, queries-keys-values, output, norm, gate, up, down,
-/// each matrix with its bias right behind it.
+/// each matrix with its bias and its adapter right behind it.
 pub fn layout(decoder: &Decoder) -> (Layout, Places) {
     let mut builder = Builder {
         decoder,
@@ -141,7 +144,7 @@ impl Builder<'_> {
             attention_output: {
                 let attended = (decoder.attention.heads * decoder.attention.head_width) as usize;
                 let has_bias = decoder.attention.has_output_bias;
-                self.linear(&at(names.attention_output), [width, attended], has_bias)
+                self.adaptable(&at(names.attention_output), [width, attended], has_bias)
             },
             mlp_norm: self.norm(&at(names.mlp_norm)),
             mlp: self.mlp(&at),
@@ -156,12 +159,12 @@ impl Builder<'_> {
         match attention.projection {
             Projection::Fused | Projection::FusedByHead => {
                 let shape = [queries + 2 * keys, width];
-                QkvPlaces::Fused(self.linear(&at(names.qkv), shape, has_bias))
+                QkvPlaces::Fused(self.adaptable(&at(names.qkv), shape, has_bias))
             }
             Projection::Separate => QkvPlaces::Separate([
-                self.linear(&at(names.query), [queries, width], has_bias),
-                self.linear(&at(names.key), [keys, width], has_bias),
-                self.linear(&at(names.value), [keys, width], has_bias),
+                self.adaptable(&at(names.query), [queries, width], has_bias),
+                self.adaptable(&at(names.key), [keys, width], has_bias),
+                self.adaptable(&at(names.value), [keys, width], has_bias),
             ]),
         }
     }
@@ -172,19 +175,19 @@ impl Builder<'_> {
         let (gate, up) = match mlp.gate {
             Gate::Absent => (
                 None,
-                self.linear(&at(names.up), [inner, outer], mlp.has_bias),
+                self.adaptable(&at(names.up), [inner, outer], mlp.has_bias),
             ),
             Gate::Separate => {
-                let gate = self.linear(&at(names.gate), [inner, outer], mlp.has_bias);
-                let up = self.linear(&at(names.up), [inner, outer], mlp.has_bias);
+                let gate = self.adaptable(&at(names.gate), [inner, outer], mlp.has_bias);
+                let up = self.adaptable(&at(names.up), [inner, outer], mlp.has_bias);
                 (Some(gate), up)
             }
             Gate::Fused => {
                 let shape = [2 * inner, outer];
-                (None, self.linear(&at(names.gate), shape, mlp.has_bias))
+                (None, self.adaptable(&at(names.gate), shape, mlp.has_bias))
             }
         };
-        let down = self.linear(&at(names.down), [outer, inner], mlp.has_bias);
+        let down = self.adaptable(&at(names.down), [outer, inner], mlp.has_bias);
         MlpPlaces { gate, up, down }
     }
 
@@ -201,7 +204,24 @@ impl Builder<'_> {
         Linear {
             weight: self.layout.push(format!("{name}.weight"), shape.into()),
             bias: has_bias.then(|| self.layout.push(format!("{name}.bias"), vec![shape[0]])),
+            adapter: None,
         }
+    }
+
+    /// A matrix of a block, with its adapter if it has one.
+    fn adaptable(&mut self, name: &str, shape: [usize; 2], has_bias: bool) -> Linear {
+        let mut linear = self.linear(name, shape, has_bias);
+        if let Some(lora) = &self.decoder.adapters
+            && lora.targets.contains(&last_part(name))
+        {
+            let rank = lora.rank as usize;
+            let [a, b] = [vec![rank, shape[1]], vec![shape[0], rank]];
+            linear.adapter = Some([
+                self.layout.push(format!("{name}.lora_A.weight"), a),
+                self.layout.push(format!("{name}.lora_B.weight"), b),
+            ]);
+        }
+        linear
     }
 
     fn norm(&mut self, name: &str) -> Affine {

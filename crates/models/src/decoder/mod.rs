@@ -16,6 +16,7 @@ mod names;
 pub use layout::{Affine, LayerPlaces, Linear, MlpPlaces, Places, QkvPlaces, layout};
 pub use names::Names;
 
+use crate::trainable::last_part;
 use serde::Serialize;
 
 /// A decoder-only transformer.
@@ -50,8 +51,24 @@ pub struct Decoder {
     pub tied_output: bool,
     /// Dropout in training.
     pub dropout: DropoutRates,
+    /// Matrices of low rank beside its own.
+    pub adapters: Option<Lora>,
     /// What the parameters are called.
     pub names: Names,
+}
+
+/// Low-rank adapters: `W x + scale · B A x` in place of `W x`.
+///
+/// # Reference
+/// Hu et al. 2021, "LoRA: low-rank adaptation of large language models".
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Lora {
+    /// Rows of `A`, columns of `B`.
+    pub rank: u32,
+    /// What `B A` is multiplied by.
+    pub scale: f64,
+    /// Last parts of the names of the matrices that have one.
+    pub targets: Vec<String>,
 }
 
 /// How a token knows where it stands.
@@ -211,6 +228,30 @@ impl Attention {
 }
 
 impl Decoder {
+    /// Last parts of the names of the matrices that can have an adapter: those of the blocks.
+    pub fn adaptable(&self) -> Vec<String> {
+        let names = &self.names;
+        let all = [
+            names.qkv,
+            names.query,
+            names.key,
+            names.value,
+            names.attention_output,
+            names.gate,
+            names.up,
+            names.down,
+        ];
+        let present = all.into_iter().filter(|name| !name.is_empty());
+        let mut parts: Vec<String> = Vec::new();
+        for part in present.map(last_part) {
+            // GPT-2 calls two of them the same.
+            if !parts.contains(&part) {
+                parts.push(part);
+            }
+        }
+        parts
+    }
+
     /// Number of values in the parameters.
     pub fn parameter_count(&self) -> usize {
         layout(self).0.parameter_count()

@@ -417,6 +417,9 @@ pub enum CheckpointError {
         /// Its name.
         tensor: String,
     },
+    /// A model without adapter.
+    #[error("the model has no adapter (LoRA)")]
+    NoAdapter,
     /// Weights that came from no `config.json`.
     #[error("only models that came from a Hugging Face folder can be saved as one")]
     NoConfig,

@@ -140,6 +140,7 @@ fn gpt2(fields: &Fields) -> Result<Decoder, ConfigError> {
             residual: fields.probability_or("resid_pdrop", 0.1)?,
             attention: fields.probability_or("attn_pdrop", 0.1)?,
         },
+        adapters: None,
         names: Names::GPT2,
     })
 }
@@ -183,6 +184,7 @@ fn opt(fields: &Fields) -> Result<Decoder, ConfigError> {
             residual: fields.probability_or("dropout", 0.1)?,
             attention: fields.probability_or("attention_dropout", 0.0)?,
         },
+        adapters: None,
         names: Names::OPT,
     })
 }
@@ -226,6 +228,7 @@ fn gpt_neox(fields: &Fields) -> Result<Decoder, ConfigError> {
             residual: hidden_dropout,
             attention: fields.probability_or("attention_dropout", 0.0)?,
         },
+        adapters: None,
         names: Names::GPT_NEOX,
     })
 }
@@ -351,6 +354,7 @@ fn llama_like(fields: &Fields, key_value_heads: Option<u32>) -> Result<Decoder, 
             attention: fields.probability_or("attention_dropout", 0.0)?,
             ..DropoutRates::default()
         },
+        adapters: None,
         names: Names::LLAMA,
     })
 }

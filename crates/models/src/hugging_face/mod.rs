@@ -1,6 +1,7 @@
 //! Models in the folder format of Hugging Face: `config.json`, `model.safetensors` (or shards with
 //! an index) and `tokenizer.json`.
 
+mod adapter;
 mod checkpoint;
 mod config;
 mod families;
@@ -12,6 +13,7 @@ mod shard;
 mod tests;
 mod tokenizer;
 
+pub use adapter::{load_adapter, save_adapter};
 pub use checkpoint::{CheckpointError, architecture, load};
 pub use config::{Config, ConfigError};
 pub use save::save;

@@ -9,38 +9,56 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Writes `model.safetensors` (32-bit floats) and `config.json` into a folder, which is created,
-/// as transformers reads them. Files of these names are replaced.
+/// as transformers reads them. Files of these names are replaced. Adapters are not written
+/// ([`save_adapter`](super::save_adapter)).
 ///
 /// # Errors
 /// Weights of a model that did not come from such a folder; a file that cannot be written.
 pub fn save(weights: &Weights, folder: &Path) -> Result<(), CheckpointError> {
     let config = (weights.architecture().config()).ok_or(CheckpointError::NoConfig)?;
-    let unwritable = |path: &Path, problem: String| CheckpointError::Unwritable {
-        path: path.to_owned(),
-        problem,
-    };
-    std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, e.to_string()))?;
-    let tensors = (weights.layout().specs().iter()).map(|spec| {
-        let tensor = Stored::new(weights, spec);
-        (spec.name.as_str(), tensor)
-    });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let path = folder.join(WEIGHTS);
-    safetensors::serialize_to_file(tensors, Some(metadata), &path)
-        .map_err(|e| unwritable(&path, e.to_string()))?;
+    let own = weights.layout().specs().iter();
+    let tensors = own
+        .filter(|spec| !spec.name.contains(".lora_"))
+        .map(|spec| (spec.name.clone(), Stored::new(weights, spec)));
+    write_tensors(tensors, folder, WEIGHTS)?;
     let mut fields = config.fields().clone();
     for name in ["dtype", "torch_dtype"] {
         if let Some(value) = fields.get_mut(name) {
             *value = Value::from("float32");
         }
     }
-    let text = serde_json::to_string_pretty(&fields).expect("a config is JSON");
-    let path = folder.join(CONFIG);
+    write_json(&Value::Object(fields), folder, CONFIG)
+}
+
+/// Writes a safetensors file into a folder, which is created.
+pub(super) fn write_tensors<'a>(
+    tensors: impl Iterator<Item = (String, Stored<'a>)>,
+    folder: &Path,
+    name: &str,
+) -> Result<(), CheckpointError> {
+    std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, e.to_string()))?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let path = folder.join(name);
+    safetensors::serialize_to_file(tensors, Some(metadata), &path)
+        .map_err(|e| unwritable(&path, e.to_string()))
+}
+
+/// Writes a JSON file into a folder.
+pub(super) fn write_json(value: &Value, folder: &Path, name: &str) -> Result<(), CheckpointError> {
+    let text = serde_json::to_string_pretty(value).expect("it is JSON");
+    let path = folder.join(name);
     std::fs::write(&path, text + "\n").map_err(|e| unwritable(&path, e.to_string()))
 }
 
+fn unwritable(path: &Path, problem: String) -> CheckpointError {
+    CheckpointError::Unwritable {
+        path: path.to_owned(),
+        problem,
+    }
+}
+
 /// One parameter as the checkpoint has it; its bytes are made when they are written.
-struct Stored<'a> {
+pub(super) struct Stored<'a> {
     weights: &'a Weights,
     spec: &'a ParameterSpec,
     is_transposed: bool,
@@ -48,7 +66,7 @@ struct Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    fn new(weights: &'a Weights, spec: &'a ParameterSpec) -> Self {
+    pub(super) fn new(weights: &'a Weights, spec: &'a ParameterSpec) -> Self {
         let names = &weights.architecture().decoder().names;
         let is_transposed = is_transposed(names, &spec.name);
         let mut shape = spec.shape.clone();

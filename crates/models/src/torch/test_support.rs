@@ -2,6 +2,7 @@
 
 use super::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
 use crate::settings::{ModelSettings, TokenizedExample};
+use crate::trainable::{LoraSettings, Trainable};
 use crate::weights::{Architecture, Weights};
 use tch::Kind;
 
@@ -19,13 +20,50 @@ pub(super) fn weights(tied_output: bool) -> Weights {
 }
 
 /// The parameters of a tiny checkpoint in `tests/data`.
-pub(super) fn checkpoint(folder: &str) -> Weights {
+fn checkpoint(folder: &str) -> Weights {
     let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     crate::hugging_face::load(&data.join(folder), None).unwrap()
 }
 
+/// Models of which not all parameters are trained.
+fn partly_trained() -> Vec<Weights> {
+    let only = |weights: Weights, trainable| weights.with_trainable(trainable).unwrap();
+    let lora = |weights: Weights, targets: &[&str]| {
+        let targets = targets.iter().map(|t| (*t).to_owned()).collect();
+        let settings = LoraSettings {
+            rank: 2,
+            targets: Some(targets),
+            ..LoraSettings::default()
+        };
+        let weights = only(weights, Trainable::Lora(settings));
+        // Not at the start, where half of the gradient is 0.
+        let flat = weights.flat().iter().enumerate();
+        let flat = flat
+            .map(|(k, value)| value + 0.1 * (k as f32).sin())
+            .collect();
+        Weights::from_flat(weights.architecture(), flat).unwrap()
+    };
+    vec![
+        only(weights(true), Trainable::Bitfit),
+        only(checkpoint("opt_post_norm"), Trainable::Bitfit),
+        only(weights(false), Trainable::LastLayers { layers: 1 }),
+        only(checkpoint("gpt2"), Trainable::LastLayers { layers: 1 }),
+        lora(weights(true), &["qkv", "up"]),
+        lora(checkpoint("gpt_neox"), &["query_key_value", "dense"]),
+        lora(checkpoint("qwen2"), &["q_proj", "v_proj", "gate_proj"]),
+    ]
+}
+
+/// Our own models, checkpoints, and some of each of which not all parameters are trained.
+pub(super) fn all_weights() -> Vec<Weights> {
+    let mut all = vec![weights(true), weights(false)];
+    all.extend(CHECKPOINTS.map(checkpoint));
+    all.extend(partly_trained());
+    all
+}
+
 /// Checkpoints with, between them, every kind of norm, position, projection and MLP.
-pub(super) const CHECKPOINTS: [&str; 5] = ["gpt2", "opt_post_norm", "gpt_neox", "qwen2", "phi3"];
+const CHECKPOINTS: [&str; 5] = ["gpt2", "opt_post_norm", "gpt_neox", "qwen2", "phi3"];
 
 /// Examples that all of them can read.
 pub(super) fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {

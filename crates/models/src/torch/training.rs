@@ -182,12 +182,7 @@ impl<'a> Run<'a> {
             ));
         }
         let weights = Weights::read_tensors(&architecture, artifact, "weights/")?;
-        tch::no_grad(|| {
-            self.model
-                .flat()
-                .shallow_clone()
-                .copy_(&Tensor::from_slice(weights.flat()))
-        });
+        self.model.set(&weights);
         self.updater.read(artifact)?;
         self.step = step;
         Ok(())

@@ -1,4 +1,4 @@
-"""Checks that transformers reads what `save_again` writes: the same logits, bit for bit.
+"""Checks that transformers and PEFT read what `save_again` writes: the same logits, bit for bit.
 
 Run beside make.py's checkpoints: python check_saved.py path/to/examples/save_again
 """
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import peft
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -14,10 +15,12 @@ HERE = pathlib.Path(__file__).parent
 TOKENS = torch.tensor([[3, 3, 4, 1, 2, 6, 0, 5, 1, 18, 7, 7, 9, 2, 13, 12]])
 
 
-def logits(folder):
+def logits(folder, adapter=None):
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True)
     assert not any(info.values()), info
+    if adapter:
+        model = peft.PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():
         return model(TOKENS).logits
 
@@ -28,3 +31,12 @@ for config in sorted(HERE.glob("*/config.json")):
         subprocess.run([sys.argv[1], folder, saved], check=True)
         assert torch.equal(logits(saved), logits(folder)), folder
     print(f"{folder.name}: read back, same logits")
+
+for config in sorted(HERE.glob("*/adapter_config.json")):
+    adapter = config.parent
+    base = HERE / adapter.name.removesuffix("_lora")
+    with tempfile.TemporaryDirectory() as saved:
+        subprocess.run([sys.argv[1], base, saved, adapter], check=True)
+        assert torch.equal(logits(base, saved), logits(base, adapter)), adapter
+        assert not torch.equal(logits(base, saved), logits(base)), adapter
+    print(f"{adapter.name}: read back, same logits")

@@ -1,6 +1,7 @@
 """Writes the tiny checkpoints of this folder with what transformers makes of them.
 
-Run with transformers 5.23, tokenizers 0.23, torch 2.13 and safetensors 0.8: python make.py
+Run with transformers 5.23, peft 0.21, tokenizers 0.23, torch 2.13 and safetensors 0.8:
+python make.py
 
 Every folder is one randomly initialised model, saved by transformers in 32 bits, with
 `reference.safetensors` beside it:
@@ -15,6 +16,9 @@ All of it is computed in 64 bits from the 32-bit parameters. transformers rounds
 rotary angles and softmax; `torch.float32` is replaced by `torch.float64` while it computes, so that
 its own code runs in 64 bits throughout. `rotary.json` has its frequencies of rotary positions.
 
+Folders named `…_lora` have an adapter by PEFT for the checkpoint before the `_`; their reference is of
+both together, its gradients and step of the adapter alone.
+
 `text` is a checkpoint with a byte-level tokenizer, for tests that start from text; `metaspace.json`
 is a tokenizer in the manner of Llama's. `encodings.json` has what the tokenizers library makes of
 some texts by both.
@@ -23,8 +27,9 @@ import json
 import pathlib
 import shutil
 
-import torch
+import peft
 import tokenizers
+import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from safetensors.torch import save_file
@@ -124,15 +129,22 @@ def answers(model, tokens, start):
 def stored_name(model, name):
     """What the checkpoint calls a parameter; transformers renames GPT-NeoX's output matrix."""
     is_output = model.config.model_type == "gpt_neox" and name == "lm_head.weight"
-    return "embed_out.weight" if is_output else name
+    name = "embed_out.weight" if is_output else name
+    return name.removeprefix("base_model.model.").replace(".default.", ".")
 
 
-def reference(folder):
+def reference(folder, adapter=None):
+    """Of a checkpoint, or of one with an adapter: then `gradient` and `step` are the adapter's."""
     single = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        single = peft.PeftModel.from_pretrained(single, adapter)
     with In64Bits():
         # Made anew: the rotary frequencies of a loaded model were computed in 32 bits.
         model = transformers.AutoModelForCausalLM.from_config(
-            single.config, dtype=torch.float64, attn_implementation="eager").eval()
+            transformers.AutoConfig.from_pretrained(folder), dtype=torch.float64, attn_implementation="eager").eval()
+        if adapter:
+            model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(adapter)).eval()
+            model.set_adapter("default", inference_mode=False)
         model.load_state_dict(single.state_dict())
         results = [answers(model, *example) for example in EXAMPLES]
         losses = torch.stack([loss for _, loss in results])
@@ -142,14 +154,17 @@ def reference(folder):
             "losses": losses.detach(),
         }
         assert all(value.dtype == torch.float64 for value in saved.values())
-        parameters = {stored_name(model, name): p for name, p in model.named_parameters()}
+        parameters = {stored_name(model, name): p
+                      for name, p in model.named_parameters() if p.requires_grad}
+        assert all(p.dtype == torch.float64 for p in parameters.values())
         for name, parameter in parameters.items():
             saved[f"gradient/{name}"] = parameter.grad.clone()
             parameter.grad /= len(EXAMPLES)
-        torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-5).step()
+        torch.optim.AdamW(parameters.values(), lr=1e-4, eps=1e-5).step()
         steps = {f"step/{name}": p.detach().clone() for name, p in parameters.items()}
     saved.update({name: value.to(torch.float32) for name, value in steps.items()})
-    save_file({k: v.contiguous() for k, v in saved.items()}, folder / "reference.safetensors")
+    saved = {name: value.contiguous() for name, value in saved.items()}
+    save_file(saved, (adapter or folder) / "reference.safetensors")
 
 
 def rotary():
@@ -164,6 +179,36 @@ def rotary():
             rows.append(dict(parameters=parameters, frequencies=frequencies.tolist(),
                              amplitude=amplitude))
     (HERE / "rotary.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+ADAPTERS = {
+    "gpt2_lora": ("gpt2", peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True,
+        task_type="CAUSAL_LM")),
+    "llama_lora": ("llama", peft.LoraConfig(
+        r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
+        task_type="CAUSAL_LM")),
+    "phi3_lora": ("phi3", peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["qkv_proj", "gate_up_proj"], task_type="CAUSAL_LM")),
+}
+
+
+def lora(name, seed):
+    base, config = ADAPTERS[name]
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(HERE / base, dtype=torch.float32)
+    model = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
+    # Where the base model lies on the machine that ran this is nobody's business.
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    reference(HERE / base, folder)
 
 
 LINES = [
@@ -239,6 +284,8 @@ for seed, (name, config) in enumerate(CONFIGS.items()):
     initial(config, seed).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     reference(folder)
+for seed, name in enumerate(ADAPTERS):
+    lora(name, 200 + seed)
 rotary()
 text()
 (HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")

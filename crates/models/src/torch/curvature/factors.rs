@@ -660,7 +660,7 @@ mod tests {
     use crate::torch::curvature::{Curvature, CurvatureKind};
     use crate::torch::gradients::per_example_gradients;
     use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
-    use crate::torch::test_support::{CHECKPOINTS, checkpoint, dense, examples, weights};
+    use crate::torch::test_support::{all_weights, dense, examples, weights};
     use crate::torch::transformer::Transformer;
     use simfluence_core::NoProgress;
     use tch::Device;
@@ -894,8 +894,7 @@ mod tests {
     /// transformer, whose examples have several positions and padding.
     #[test]
     fn ref_eigenvalues_of_a_transformer_sum_to_the_mean_square_of_its_gradients() {
-        let own = [true, false].map(weights);
-        for weights in own.into_iter().chain(CHECKPOINTS.map(checkpoint)) {
+        for weights in all_weights() {
             let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
             let train = examples(9, 2);
             let rows = per_example_gradients(&model, &train).unwrap();

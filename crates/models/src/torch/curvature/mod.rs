@@ -215,7 +215,7 @@ mod tests {
     use super::*;
     use crate::torch::gradients::per_example_gradients;
     use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
-    use crate::torch::test_support::{CHECKPOINTS, checkpoint, dense, examples, weights};
+    use crate::torch::test_support::{all_weights, dense, examples, weights};
     use crate::torch::transformer::Transformer;
     use tch::Device;
 
@@ -280,10 +280,8 @@ mod tests {
             let (model, train, _) = dense(prediction);
             check_hessian(&model, &train[..7]);
         }
-        let model = Transformer::with_kind(&weights(true), Device::Cpu, Kind::Double);
-        check_hessian(&model, &examples(7, 1));
-        for folder in CHECKPOINTS {
-            let model = Transformer::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
+        for weights in all_weights() {
+            let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
             check_hessian(&model, &examples(7, 1));
         }
     }
@@ -349,10 +347,8 @@ mod tests {
             let (model, train, _) = dense(prediction);
             check_gauss_newton(&model, &train[..7]);
         }
-        let model = Transformer::with_kind(&weights(false), Device::Cpu, Kind::Double);
-        check_gauss_newton(&model, &examples(7, 1));
-        for folder in CHECKPOINTS {
-            let model = Transformer::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
+        for weights in all_weights() {
+            let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
             check_gauss_newton(&model, &examples(7, 1));
         }
     }

@@ -367,10 +367,15 @@ impl Block {
                 } => {
                     let values = rows.size()[1];
                     let mut flat = out.view([captured.examples, self.len()]);
-                    if values < self.len() {
+                    if k == 0 && values < self.len() {
                         let _ = flat.zero_();
                     }
-                    flat.narrow(1, *start, values).copy_(rows);
+                    let mut slot = flat.narrow(1, *start, values);
+                    if k == 0 {
+                        slot.copy_(rows);
+                    } else {
+                        slot += rows;
+                    }
                 }
                 Piece::Outer {
                     left: Left::Dense(left),

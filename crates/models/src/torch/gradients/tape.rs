@@ -5,10 +5,10 @@
 //! every layer's output are each example's own, because examples do not meet. The gradient of a
 //! matrix is then a sum of outer products over positions, `Σ_t u_t v_tᵀ`: of a linear layer with
 //! input `a_t` and output gradient `d_t` it is `Σ_t d_t [a_t, 1]ᵀ` (the last column is the bias),
-//! of a token embedding `Σ_t e(token_t) d_tᵀ` with one-hot `e`. Norms and positions have
-//! gradients of their own that are small and simply written down.
+//! of a token embedding `Σ_t e(token_t) d_tᵀ` with one-hot `e`. Norms, positions and biases of
+//! matrices that are not trained have gradients of their own that are small and simply written
+//! down.
 
-use crate::decoder::Affine;
 use tch::{Kind, Tensor};
 
 /// Where parameters were used, and what came out of each use.
@@ -29,9 +29,11 @@ pub(in crate::torch) enum Use {
         first_row: i64,
         input: Tensor,
     },
-    /// `output = input ∘ weight + bias`.
+    /// `output = … + bias[rows]`, rows from `first_row` on.
+    Bias { bias: usize, first_row: i64 },
+    /// `output = input ∘ weight + bias`; what is not trained is `None`.
     Norm {
-        weight: usize,
+        weight: Option<usize>,
         bias: Option<usize>,
         input: Tensor,
     },
@@ -59,10 +61,15 @@ impl Use {
     }
 
     /// A norm whose normalised rows are `input`, `[examples · positions × features]`.
-    pub(in crate::torch) fn norm(places: Affine, input: &Tensor, examples: i64) -> Self {
+    pub(in crate::torch) fn norm(
+        weight: Option<usize>,
+        bias: Option<usize>,
+        input: &Tensor,
+        examples: i64,
+    ) -> Self {
         Self::Norm {
-            weight: places.weight,
-            bias: places.bias,
+            weight,
+            bias,
             input: per_example(input, examples),
         }
     }
@@ -112,11 +119,13 @@ impl Use {
                 bias,
                 input,
             } => {
-                pieces.push(Piece::Formed {
-                    parameter: *weight,
-                    first: 0,
-                    rows: (output * input).sum_dim_intlist(1, false, None),
-                });
+                if let Some(weight) = weight {
+                    pieces.push(Piece::Formed {
+                        parameter: *weight,
+                        first: 0,
+                        rows: (output * input).sum_dim_intlist(1, false, None),
+                    });
+                }
                 if let Some(bias) = bias {
                     pieces.push(Piece::Formed {
                         parameter: *bias,
@@ -125,6 +134,11 @@ impl Use {
                     });
                 }
             }
+            Self::Bias { bias, first_row } => pieces.push(Piece::Formed {
+                parameter: *bias,
+                first: *first_row,
+                rows: output.sum_dim_intlist(1, false, None),
+            }),
             Self::Embedding { weight, tokens } => pieces.push(Piece::Outer {
                 weight: *weight,
                 bias: None,

@@ -25,11 +25,21 @@ use tch::{Kind, Tensor};
 /// A decoder-only transformer with its parameters on a device: what its
 /// [`Decoder`](crate::decoder::Decoder) says. In the last block only the positions that predict an
 /// answer token are carried on.
+///
+/// [`Model::parameters`] are those that are trained
+/// ([`Architecture::trainable`](crate::Architecture::trainable)): gradients, optimisers and
+/// attribution see no others.
 #[derive(Debug)]
 pub struct Transformer {
     architecture: Architecture,
-    layout: Layout,
     places: Places,
+    /// All parameters, trained or not.
+    whole: Layout,
+    values: Vec<Tensor>,
+    /// Position of each among those that are trained.
+    trained: Vec<Option<usize>>,
+    /// The parameters that are trained.
+    layout: Layout,
     flat: Tensor,
     parameters: Vec<Tensor>,
 }
@@ -78,18 +88,41 @@ impl Transformer {
     /// As [`Transformer::new`], computing in `kind` (64-bit floats for tests of gradients).
     pub fn with_kind(weights: &Weights, device: tch::Device, kind: Kind) -> Self {
         let architecture = weights.architecture().clone();
-        let (layout, places) = layout(architecture.decoder());
-        let flat = Tensor::from_slice(weights.flat())
+        let (whole, places) = layout(architecture.decoder());
+        let chosen = architecture.chosen();
+        let all = Tensor::from_slice(weights.flat())
             .to_device(device)
             .to_kind(kind);
-        let parameters = views(&layout, &flat)
-            .into_iter()
-            .map(|view| view.detach().set_requires_grad(true))
-            .collect();
+        let mut values = views(&whole, &all);
+        let of_trained = whole.specs().iter().zip(&chosen).filter(|(_, is)| **is);
+        let layout =
+            Layout::of(of_trained.map(|(spec, _)| (spec.name.clone(), spec.shape.clone())));
+        let flat = match layout == whole {
+            true => all,
+            false => Tensor::zeros([layout.flat_len() as i64], (kind, device)),
+        };
+        let mut parameters = Vec::new();
+        let mut trained = Vec::new();
+        let mut of_flat = views(&layout, &flat).into_iter();
+        for (value, is_chosen) in values.iter_mut().zip(chosen) {
+            trained.push(is_chosen.then_some(parameters.len()));
+            if is_chosen {
+                let mut view = of_flat.next().expect("as many views as trained parameters");
+                if layout != whole {
+                    view.copy_(value);
+                }
+                let parameter = view.detach().set_requires_grad(true);
+                *value = parameter.shallow_clone();
+                parameters.push(parameter);
+            }
+        }
         Self {
             architecture,
-            layout,
             places,
+            whole,
+            values,
+            trained,
+            layout,
             flat,
             parameters,
         }
@@ -100,12 +133,29 @@ impl Transformer {
         &self.architecture
     }
 
-    /// A copy of the parameters in ordinary memory, as 32-bit floats.
+    /// A copy of all parameters in ordinary memory, as 32-bit floats.
     ///
     /// # Errors
     /// None for a model made by this type.
     pub fn weights(&self) -> Result<Weights, WeightsError> {
-        Weights::from_flat(&self.architecture, to_vec(&self.flat))
+        if self.layout == self.whole {
+            return Weights::from_flat(&self.architecture, to_vec(&self.flat));
+        }
+        let mut flat = vec![0.0; self.whole.flat_len()];
+        for (spec, value) in self.whole.specs().iter().zip(&self.values) {
+            flat[spec.offset..spec.offset + spec.len()].copy_from_slice(&to_vec(value));
+        }
+        Weights::from_flat(&self.architecture, flat)
+    }
+
+    /// Takes over the parameters of the same architecture.
+    pub(super) fn set(&mut self, weights: &Weights) {
+        let all = Tensor::from_slice(weights.flat());
+        tch::no_grad(|| {
+            for (value, new) in self.values.iter_mut().zip(views(&self.whole, &all)) {
+                value.copy_(&new);
+            }
+        });
     }
 
     /// What is predicted at the answer positions of a batch.
@@ -114,6 +164,7 @@ impl Transformer {
         let output = Linear {
             weight: self.places.output,
             bias: None,
+            adapter: None,
         };
         Outputs {
             predictions: self.linear(&hidden, output, batch.size, &mut extras.tape),
@@ -168,11 +219,11 @@ impl Transformer {
     fn embed(&self, batch: &Batch, extras: &mut Extras) -> Tensor {
         let decoder = self.architecture.decoder();
         let (size, length) = (batch.size, batch.length);
-        let mut hidden =
-            self.parameters[self.places.token_embedding].index_select(0, &batch.tokens);
-        if let Some(tape) = &mut extras.tape {
+        let mut hidden = self.values[self.places.token_embedding].index_select(0, &batch.tokens);
+        let trained = self.trained[self.places.token_embedding];
+        if let (Some(tape), Some(weight)) = (&mut extras.tape, trained) {
             let used = Use::Embedding {
-                weight: self.places.token_embedding,
+                weight,
                 tokens: batch.tokens.view([size, length]),
             };
             tape.note(used, &hidden);
@@ -184,9 +235,9 @@ impl Transformer {
             (self.places.position_embedding, &decoder.positions)
         {
             let first = i64::from(*offset) + batch.first_position;
-            let rows = self.parameters[weight].narrow(0, first, length);
+            let rows = self.values[weight].narrow(0, first, length);
             hidden = hidden.view([size, length, -1]) + rows;
-            if let Some(tape) = &mut extras.tape {
+            if let (Some(tape), Some(weight)) = (&mut extras.tape, self.trained[weight]) {
                 tape.note(Use::Positions { weight, first }, &hidden);
             }
         }
@@ -290,14 +341,48 @@ impl Transformer {
         tape: &mut Option<&mut Tape>,
     ) -> Tensor {
         let part = |index: usize| match rows {
-            Some((first, count)) => self.parameters[index].narrow(0, first, count),
-            None => self.parameters[index].shallow_clone(),
+            Some((first, count)) => self.values[index].narrow(0, first, count),
+            None => self.values[index].shallow_clone(),
         };
         let output = input.linear(&part(linear.weight), linear.bias.map(part));
+        let first_row = rows.map_or(0, |(first, _)| first);
+        let note = |weight: usize, bias, input: &Tensor, output: &Tensor, tape: &mut Tape| match (
+            self.trained[weight],
+            bias,
+        ) {
+            (Some(weight), bias) => {
+                tape.note(Use::linear(weight, bias, first_row, input, size), output);
+            }
+            (None, Some(bias)) => tape.note(Use::Bias { bias, first_row }, output),
+            (None, None) => {}
+        };
         if let Some(tape) = tape {
-            let first_row = rows.map_or(0, |(first, _)| first);
-            let used = Use::linear(linear.weight, linear.bias, first_row, input, size);
-            tape.note(used, &output);
+            let bias = linear.bias.and_then(|bias| self.trained[bias]);
+            note(linear.weight, bias, input, &output, tape);
+        }
+        match (linear.adapter, &self.architecture.decoder().adapters) {
+            (Some(places), Some(lora)) => {
+                output + self.adapter(places, input, first_row, &part, size, tape) * lora.scale
+            }
+            _ => output,
+        }
+    }
+
+    /// `B A x`, with the rows of `B` that `part` gives.
+    fn adapter(
+        &self,
+        [a, b]: [usize; 2],
+        input: &Tensor,
+        first_row: i64,
+        part: &dyn Fn(usize) -> Tensor,
+        size: i64,
+        tape: &mut Option<&mut Tape>,
+    ) -> Tensor {
+        let inner = input.linear(&self.values[a], None::<&Tensor>);
+        let output = inner.linear(&part(b), None::<&Tensor>);
+        if let (Some(tape), Some(a), Some(b)) = (tape, self.trained[a], self.trained[b]) {
+            tape.note(Use::linear(a, None, 0, input, size), &inner);
+            tape.note(Use::linear(b, None, first_row, &inner, size), &output);
         }
         output
     }
@@ -310,8 +395,8 @@ impl Transformer {
         tape: &mut Option<&mut Tape>,
     ) -> Tensor {
         let norm = self.architecture.decoder().norm;
-        let gain = &self.parameters[places.weight];
-        let bias = places.bias.map(|bias| &self.parameters[bias]);
+        let gain = &self.values[places.weight];
+        let bias = places.bias.map(|bias| &self.values[bias]);
         let plain = || match norm.kind {
             NormKind::LayerNorm => {
                 input.layer_norm(gain.size(), None::<&Tensor>, None, norm.eps, false)
@@ -331,8 +416,12 @@ impl Transformer {
                 (&plain * gain, Some(plain))
             }
         };
-        if let (Some(tape), Some(noted)) = (tape, noted) {
-            tape.note(Use::norm(places, &noted, size), &output);
+        let weight = self.trained[places.weight];
+        let bias = places.bias.and_then(|bias| self.trained[bias]);
+        if let (Some(tape), Some(noted)) = (tape, noted)
+            && (weight.is_some() || bias.is_some())
+        {
+            tape.note(Use::norm(weight, bias, &noted, size), &output);
         }
         output
     }

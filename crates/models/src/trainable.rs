@@ -1,0 +1,296 @@
+//! Which parameters of a model are trained.
+
+use crate::decoder::{Decoder, LayerPlaces, Linear, Lora, NormKind, Places, Positions, QkvPlaces};
+use crate::settings::{SettingsError, at_least_one};
+use serde::{Deserialize, Serialize};
+
+/// Which parameters are trained (`[trainable]` of a task file). Gradients, optimisers and
+/// attribution see these parameters only.
+///
+/// ```
+/// use simfluence_models::Trainable;
+/// let trainable: Trainable = toml::from_str("method = \"lora\"\nrank = 4")?;
+/// assert!(matches!(trainable, Trainable::Lora(settings) if settings.alpha == 16.0));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Trainable {
+    /// All of them.
+    #[default]
+    Full,
+    /// The biases, those of norms included; not those of keys where positions are learned and keys
+    /// have a matrix of their own, because there they change nothing: every weight of a softmax is
+    /// multiplied alike.
+    ///
+    /// # Reference
+    /// Ben Zaken et al. 2022, "BitFit".
+    Bitfit,
+    /// The last blocks, the norm behind them, and the output matrix if it is not the token
+    /// embedding.
+    LastLayers {
+        /// How many blocks, at least 1.
+        layers: u32,
+    },
+    /// Matrices of low rank beside some of the model's own, which are frozen.
+    Lora(LoraSettings),
+}
+
+/// Settings of LoRA: `W x` becomes `W x + (alpha / rank) B A x`.
+///
+/// # Reference
+/// Hu et al. 2021, "LoRA: low-rank adaptation of large language models".
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraSettings {
+    /// Rank of `B A`, default 8, at least 1.
+    pub rank: u32,
+    /// Scale, default 16, above 0.
+    pub alpha: f64,
+    /// Last parts of the names of the matrices that are adapted; default: those of queries and
+    /// values, or the matrix that holds them.
+    pub targets: Option<Vec<String>>,
+    /// Seed of `A`, uniform in `±1/√(input width)`, default 0; `B` starts from 0.
+    pub seed: u64,
+}
+
+impl Default for LoraSettings {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            targets: None,
+            seed: 0,
+        }
+    }
+}
+
+impl Trainable {
+    /// What a decoder needs for it besides its own parameters.
+    ///
+    /// # Errors
+    /// Settings out of range, or that the decoder has nothing for.
+    pub(crate) fn adapters(&self, decoder: &Decoder) -> Result<Option<Lora>, SettingsError> {
+        let nothing = |problem: String| Err(SettingsError::Trainable { problem });
+        match self {
+            Self::Full => Ok(None),
+            Self::Bitfit => {
+                let attention = &decoder.attention;
+                let has_bias = attention.has_bias
+                    || attention.has_output_bias
+                    || decoder.mlp.has_bias
+                    || decoder.norm.kind == NormKind::LayerNorm;
+                match has_bias {
+                    true => Ok(None),
+                    false => nothing("bitfit trains biases, and this model has none".into()),
+                }
+            }
+            Self::LastLayers { layers } => {
+                at_least_one("trainable.layers", *layers)?;
+                if *layers > decoder.layers {
+                    return nothing(format!(
+                        "trainable.layers is {layers}, and this model has {} blocks",
+                        decoder.layers
+                    ));
+                }
+                Ok(None)
+            }
+            Self::Lora(settings) => settings.adapters(decoder).map(Some),
+        }
+    }
+
+    /// Whether each parameter of the layout is trained.
+    pub(crate) fn choose(&self, decoder: &Decoder, names: &[&str], places: &Places) -> Vec<bool> {
+        let mut chosen = vec![false; names.len()];
+        match self {
+            Self::Full => chosen.fill(true),
+            Self::Bitfit => {
+                for (chosen, name) in chosen.iter_mut().zip(names) {
+                    *chosen = name.ends_with(".bias");
+                }
+                let is_learned = matches!(decoder.positions, Positions::Learned { .. });
+                for layer in places.layers.iter().filter(|_| is_learned) {
+                    if let QkvPlaces::Separate([_, key, _]) = layer.qkv
+                        && let Some(bias) = key.bias
+                    {
+                        chosen[bias] = false;
+                    }
+                }
+            }
+            Self::LastLayers { layers } => {
+                let first = places.layers.len() - *layers as usize;
+                // Everything behind the first of these blocks stands behind it in the layout, too.
+                let start = places.layers[first].attention_norm.weight;
+                chosen[start..].fill(true);
+            }
+            Self::Lora(_) => {
+                for layer in &places.layers {
+                    for index in matrices(layer)
+                        .filter_map(|linear| linear.adapter)
+                        .flatten()
+                    {
+                        chosen[index] = true;
+                    }
+                }
+            }
+        }
+        chosen
+    }
+}
+
+impl LoraSettings {
+    fn adapters(&self, decoder: &Decoder) -> Result<Lora, SettingsError> {
+        at_least_one("trainable.rank", self.rank)?;
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return Err(SettingsError::Range {
+                setting: "trainable.alpha",
+                expected: "positive and finite",
+                got: self.alpha,
+            });
+        }
+        let known = decoder.adaptable();
+        let names = &decoder.names;
+        let usual = || match names.qkv.is_empty() {
+            true => vec![names.query, names.value],
+            false => vec![names.qkv],
+        };
+        let targets = match &self.targets {
+            Some(targets) => targets.clone(),
+            None => usual().into_iter().map(last_part).collect(),
+        };
+        match targets.iter().find(|target| !known.contains(target)) {
+            None if targets.is_empty() => Err(SettingsError::Trainable {
+                problem: "trainable.targets names no matrix".into(),
+            }),
+            None => Ok(Lora {
+                rank: self.rank,
+                scale: self.alpha / f64::from(self.rank),
+                targets,
+            }),
+            Some(target) => Err(SettingsError::Trainable {
+                problem: format!(
+                    "trainable.targets: {target:?} is no matrix of this model; there are {}",
+                    known.join(", ")
+                ),
+            }),
+        }
+    }
+}
+
+/// The linear layers of a block.
+fn matrices(layer: &LayerPlaces) -> impl Iterator<Item = Linear> {
+    let qkv = match layer.qkv {
+        QkvPlaces::Fused(qkv) => vec![qkv],
+        QkvPlaces::Separate(parts) => parts.to_vec(),
+    };
+    let rest = [layer.attention_output, layer.mlp.up, layer.mlp.down];
+    qkv.into_iter().chain(layer.mlp.gate).chain(rest)
+}
+
+/// `a.b.q_proj` → `q_proj`.
+pub(crate) fn last_part(name: &str) -> String {
+    name.rsplit('.').next().unwrap_or(name).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::ModelSettings;
+    use crate::weights::{Architecture, Layout, Weights};
+
+    fn architecture() -> Architecture {
+        let model = ModelSettings {
+            layers: 3,
+            heads: 2,
+            width: 8,
+            context: 5,
+            tied_output: false,
+            dropout: 0.0,
+        };
+        Architecture::new(model, 11).unwrap()
+    }
+
+    fn trained(trainable: Trainable) -> Vec<String> {
+        let architecture = architecture().with_trainable(trainable).unwrap();
+        let layout = Layout::new(&architecture);
+        (layout.specs().iter().zip(architecture.chosen()))
+            .filter(|(_, is_chosen)| *is_chosen)
+            .map(|(spec, _)| spec.name.clone())
+            .collect()
+    }
+
+    fn lora(targets: &[&str]) -> Trainable {
+        Trainable::Lora(LoraSettings {
+            rank: 2,
+            targets: Some(targets.iter().map(|t| (*t).to_owned()).collect()),
+            ..LoraSettings::default()
+        })
+    }
+
+    #[test]
+    fn each_way_of_training_chooses_its_parameters() {
+        assert_eq!(trained(Trainable::Full).len(), 2 + 3 * 12 + 3);
+        let biases = trained(Trainable::Bitfit);
+        assert_eq!(biases.len(), 3 * 6 + 1);
+        assert!(biases.iter().all(|name| name.ends_with(".bias")));
+        let last = trained(Trainable::LastLayers { layers: 2 });
+        assert_eq!(last.len(), 2 * 12 + 3);
+        assert_eq!(last[0], "layers.1.attention_norm.weight");
+        assert_eq!(last.last().unwrap(), "output.weight");
+        let adapters = trained(lora(&["qkv", "down"]));
+        assert_eq!(adapters.len(), 3 * 4);
+        assert_eq!(adapters[3], "layers.0.mlp.down.lora_B.weight");
+        assert_eq!(
+            trained(Trainable::Lora(LoraSettings::default())).len(),
+            3 * 2
+        );
+        let count = |t| architecture().with_trainable(t).unwrap().trainable_count();
+        assert_eq!(count(lora(&["down"])), 3 * (2 * 32 + 8 * 2));
+        assert_eq!(count(Trainable::Full), architecture().parameter_count());
+    }
+
+    #[test]
+    fn adapters_start_without_effect_and_from_their_seed() {
+        let base = Weights::random(&architecture(), 3);
+        let adapted = base.with_trainable(lora(&["qkv"])).unwrap();
+        for spec in adapted.layout().specs() {
+            let values = adapted.parameter(&spec.name).unwrap();
+            if spec.name.ends_with("lora_A.weight") {
+                let bound = 1.0 / (spec.shape[1] as f32).sqrt();
+                assert!(values.iter().all(|v| v.abs() <= bound && *v != 0.0));
+            } else if spec.name.ends_with("lora_B.weight") {
+                assert!(values.iter().all(|v| *v == 0.0));
+            } else {
+                assert_eq!(values, base.parameter(&spec.name).unwrap());
+            }
+        }
+        assert_eq!(adapted, base.with_trainable(lora(&["qkv"])).unwrap());
+        assert_ne!(adapted.fingerprint(), base.fingerprint());
+        let artifact = adapted.to_artifact();
+        assert_eq!(Weights::from_artifact(&artifact).unwrap(), adapted);
+    }
+
+    #[test]
+    fn what_a_model_has_no_parameters_for_is_refused() {
+        let message = |trainable| {
+            let error = architecture().with_trainable(trainable).unwrap_err();
+            error.to_string()
+        };
+        let layers = message(Trainable::LastLayers { layers: 4 });
+        assert!(
+            layers.contains("layers is 4, and this model has 3"),
+            "{layers}"
+        );
+        let none = message(Trainable::LastLayers { layers: 0 });
+        assert!(none.contains("trainable.layers is 0"), "{none}");
+        let target = message(lora(&["q_proj"]));
+        assert!(target.contains("\"q_proj\"") && target.contains("qkv, output, up, down"));
+        assert!(message(lora(&[])).contains("names no matrix"));
+        let rank = LoraSettings {
+            rank: 0,
+            ..LoraSettings::default()
+        };
+        assert!(message(Trainable::Lora(rank)).contains("trainable.rank is 0"));
+        assert!(toml::from_str::<Trainable>("method = \"lora\"\nrnk = 2").is_err());
+    }
+}
