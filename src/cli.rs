@@ -22,6 +22,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Fine-tune and record the runs of a task.
     Record(RecordArgs),
+    /// Write a recorded checkpoint as a Hugging Face folder, or its adapter as a PEFT folder.
+    SaveModel(SaveModelArgs),
     /// Turn logs from elsewhere into a run set.
     Import(ImportArgs),
     /// Is this run set whole, and what is in it?
@@ -132,6 +134,25 @@ pub struct RecordArgs {
     /// Save a checkpoint to go on from every so many steps (default: training.checkpoint_every).
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u32).range(1..))]
     pub resume_every: Option<u32>,
+}
+
+/// Arguments of `save-model`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence save-model my-runs --run train-000 --out fine-tuned\n  simfluence save-model my-runs --run train-000 --step 40 --out at-40\n\nFor run sets of a task with model.path and training.checkpoint_every. transformers reads the folder; of a run with [trainable] method = \"lora\" it holds the adapter, which PEFT reads."
+)]
+pub struct SaveModelArgs {
+    /// Folder of the run set.
+    pub run_set: PathBuf,
+    /// The run.
+    #[arg(long, value_name = "RUN")]
+    pub run: String,
+    /// The step of the checkpoint (default: the last).
+    #[arg(long)]
+    pub step: Option<u32>,
+    /// Folder to write; made if it is not there, refused if there is something in it.
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
 }
 
 /// Arguments of `import`.

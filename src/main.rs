@@ -10,6 +10,7 @@ mod edits;
 mod environment;
 mod fit;
 mod import;
+mod kept_models;
 mod learning_curve;
 mod next_runs;
 mod plan;
@@ -18,6 +19,7 @@ mod record;
 mod report;
 mod reproduce;
 mod runs;
+mod save_model;
 mod simulate;
 #[cfg(feature = "torch")]
 mod train;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Plan(args) => plan::run(args, &progress),
         Command::Record(args) => record::run(args, &progress),
+        Command::SaveModel(args) => save_model::run(args),
         Command::Import(args) => import::run(args),
         Command::Check(args) => check::run(args),
         Command::Fit(args) => fit::run(args, &progress),

@@ -219,9 +219,14 @@ fn refuse_other_task(
         )
     };
     if let Some(kept) = kept {
-        if (&kept.data, &kept.tokenizer, &kept.model) != (&task.data, &task.tokenizer, &task.model)
-        {
-            return refuse("its examples or its model ([data], tokenizer, [model]) are");
+        let model = |task: &'_ Task| {
+            let task = task.clone();
+            (task.data, task.tokenizer, task.model, task.trainable)
+        };
+        if model(kept) != model(task) {
+            return refuse(
+                "its examples or its model ([data], tokenizer, [model], [trainable]) are",
+            );
         }
         let essential = |task: &Task| TrainingSettings {
             threads: 1,

@@ -1,6 +1,7 @@
 //! What `record`, `attribute` and `whatif --verify` share: the base model of a run set, and
 //! fine-tuning from it.
 
+use crate::kept_models::base_model_path;
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
@@ -22,11 +23,6 @@ pub struct BaseModel {
     pub weights: Weights,
     /// Its tokeniser.
     pub tokenizer: Tokenizer,
-}
-
-/// Where the base model of a run set is.
-pub fn base_model_path(set: &RunSet) -> PathBuf {
-    set.path().join("base_model.safetensors")
 }
 
 impl BaseModel {
@@ -302,14 +298,4 @@ pub fn checkpoint_steps(open: &OpenRuns, run: &Run) -> Result<Vec<u32>> {
         .map(|(step, _)| step)
         .filter(|&s| s > 0)
         .collect())
-}
-
-/// The parameters in a checkpoint, with or without an optimiser's state.
-pub fn weights_in(path: &Path) -> Result<Weights> {
-    let artifact = read_artifact(path)?;
-    let weights = match artifact.metadata.get("kind").map(String::as_str) {
-        Some("training_state") => Weights::from_training_state(&artifact),
-        _ => Weights::from_artifact(&artifact),
-    };
-    weights.with_context(|| format!("{}", path.display()))
 }

@@ -148,6 +148,45 @@ fn a_model_folder_is_recorded_attributed_edited_and_verified() {
         "{changes:?}"
     );
 
+    // A checkpoint becomes a folder that can be fine-tuned again.
+    let save = [
+        "save-model",
+        "runs",
+        "--run",
+        "ordinary-000",
+        "--out",
+        "saved",
+    ];
+    assert!(succeed(path, &save).contains("after step 6"));
+    assert!(fail(path, &save).contains("not empty"));
+    let other = [
+        "save-model",
+        "runs",
+        "--run",
+        "train-000",
+        "--step",
+        "4",
+        "--out",
+        "x",
+    ];
+    assert!(fail(path, &other).contains("there are some after: 3, 6"));
+    std::fs::write(
+        path.join("again.toml"),
+        TASK.replace("\"model\"", "\"saved\""),
+    )
+    .unwrap();
+    let again = [
+        "record",
+        "again.toml",
+        "--out",
+        "more",
+        "--runs",
+        "train-000",
+    ];
+    succeed(path, &again);
+    let end = losses(path, "runs", "ordinary-000");
+    assert_eq!(losses(path, "more", "train-000")[..4], end[end.len() - 4..]);
+
     let truth = succeed(
         path,
         &["attribute", "runs", "--method", "leave-out", "--seeds", "2"],
@@ -165,21 +204,52 @@ fn attribution_follows_the_parameters_that_are_trained() {
             "method = \"lora\"\nrank = 2\ntargets = [\"q_proj\", \"down_proj\"]",
             "model.layers.1.mlp.down_proj.lora_A",
         ),
-        ("last", "method = \"last-layers\"\nlayers = 1", "model.layers.1.mlp.down_proj"),
+        (
+            "last",
+            "method = \"last-layers\"\nlayers = 1",
+            "model.layers.1.mlp.down_proj",
+        ),
     ] {
-        let text = TASK.replace("[training]", &format!("[trainable]\n{trainable}\n[training]"));
+        let text = TASK.replace(
+            "[training]",
+            &format!("[trainable]\n{trainable}\n[training]"),
+        );
         std::fs::write(path.join("task.toml"), text).unwrap();
-        let record = ["record", "task.toml", "--out", name, "--runs", "train-*,ordinary-000"];
+        let record = [
+            "record",
+            "task.toml",
+            "--out",
+            name,
+            "--runs",
+            "train-*,ordinary-000",
+        ];
         succeed(path, &record);
         let whole = 5_000;
         let info = std::fs::read(path.join(name).join("runs/train-000/run.json")).unwrap();
         let info: Value = serde_json::from_slice(&info).unwrap();
         let trained = info["trainable_parameters"].as_u64().unwrap();
         assert!(0 < trained && trained < whole, "{name}: {trained}");
+        let save = [
+            "save-model",
+            name,
+            "--run",
+            "train-000",
+            "--out",
+            &format!("{name}-saved"),
+        ];
+        succeed(path, &save);
+        let file = match name {
+            "lora" => "adapter_model.safetensors",
+            _ => "tokenizer.json",
+        };
+        assert!(path.join(format!("{name}-saved")).join(file).exists());
         for method in ["graddot", "tracin-cp", "hif-ekfac", "untrac"] {
             succeed(path, &["attribute", name, "--method", method]);
         }
-        succeed(path, &["attribute", name, "--method", "graddot", "--layers"]);
+        succeed(
+            path,
+            &["attribute", name, "--method", "graddot", "--layers"],
+        );
         let scores = format!("{name}/scores/graddot.safetensors");
         let report = json(path, &["report", name, &scores])["layers"].to_string();
         assert!(report.contains(layer), "{report}");
@@ -195,7 +265,17 @@ fn attribution_follows_the_parameters_that_are_trained() {
     std::fs::write(path.join("task.toml"), text).unwrap();
     let message = fail(path, &["record", "task.toml", "--out", "bitfit"]);
     assert!(message.contains("bitfit trains biases"), "{message}");
-    let message = fail(path, &["record", "task.toml", "--out", "lora", "--runs", "train-000"]);
+    let message = fail(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "lora",
+            "--runs",
+            "train-000",
+        ],
+    );
     assert!(message.contains("bitfit trains biases"), "{message}");
 }
 

@@ -1,8 +1,9 @@
 //! Recorded runs trained again step by step, for what checkpoints do not hold: the optimiser's
 //! preconditioner, and the change of every test loss along the way.
 
+use crate::kept_models::weights_in;
 use crate::runs::OpenRuns;
-use crate::train::{checkpoints, fine_tuning, weights_in};
+use crate::train::{checkpoints, fine_tuning};
 use anyhow::{Context, Result, bail};
 use simfluence_core::{BoxError, Progress, Run};
 use simfluence_models::{

@@ -3,8 +3,9 @@
 use super::Request;
 use super::replay::{Preconditioners, preconditioners};
 use crate::cli::{AttributionMethod, CurvatureArg, LabelsArg, MethodSettings, OptimizerArg};
+use crate::kept_models::weights_in;
 use crate::runs::OpenRuns;
-use crate::train::{BaseModel, checkpoints, weights_in};
+use crate::train::{BaseModel, checkpoints};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use simfluence_core::{Example, Examples, Optimizer, Progress, Run, Scores};

@@ -112,6 +112,14 @@ impl Tokenizer {
         })
     }
 
+    /// The text of its `tokenizer.json`, if it came from one.
+    pub fn json(&self) -> Option<&str> {
+        match &self.form {
+            Form::File(file) => Some(file.json()),
+            Form::Characters { .. } | Form::Bytes => None,
+        }
+    }
+
     /// Number of different tokens: the largest id and 1.
     pub fn vocabulary_size(&self) -> usize {
         match &self.form {

@@ -17,5 +17,6 @@ pub use adapter::{load_adapter, save_adapter};
 pub use checkpoint::{CheckpointError, architecture, load};
 pub use config::{Config, ConfigError};
 pub use save::save;
+pub use tokenizer::TOKENIZER;
 pub(crate) use tokenizer::TokenizerFile;
 pub use tokenizer::TokenizerFileError;

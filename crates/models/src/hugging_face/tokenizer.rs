@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-/// Name of the file.
-const TOKENIZER: &str = "tokenizer.json";
+/// Name of the file with a tokeniser.
+pub const TOKENIZER: &str = "tokenizer.json";
 
 /// A tokeniser of the `tokenizers` library.
 #[derive(Clone)]

@@ -12,7 +12,7 @@ use super::batch::{Answers, Batch, Place};
 use super::gradients::{Tape, Use};
 use super::model::{ExampleError, Model, Outputs, Targets};
 use crate::decoder::{
-    Activation, Affine, Gate, LayerPlaces, Linear, MlpPlaces, NormKind, NormPlace, Places,
+    Activation, Affine, Gate, LayerPlaces, Linear, MlpPlaces, Norm, NormKind, NormPlace, Places,
     Positions, layout,
 };
 use crate::device::DeviceError;
@@ -346,19 +346,15 @@ impl Transformer {
         };
         let output = input.linear(&part(linear.weight), linear.bias.map(part));
         let first_row = rows.map_or(0, |(first, _)| first);
-        let note = |weight: usize, bias, input: &Tensor, output: &Tensor, tape: &mut Tape| match (
-            self.trained[weight],
-            bias,
-        ) {
-            (Some(weight), bias) => {
-                tape.note(Use::linear(weight, bias, first_row, input, size), output);
-            }
-            (None, Some(bias)) => tape.note(Use::Bias { bias, first_row }, output),
-            (None, None) => {}
-        };
         if let Some(tape) = tape {
             let bias = linear.bias.and_then(|bias| self.trained[bias]);
-            note(linear.weight, bias, input, &output, tape);
+            match (self.trained[linear.weight], bias) {
+                (Some(weight), bias) => {
+                    tape.note(Use::linear(weight, bias, first_row, input, size), &output);
+                }
+                (None, Some(bias)) => tape.note(Use::Bias { bias, first_row }, &output),
+                (None, None) => {}
+            }
         }
         match (linear.adapter, &self.architecture.decoder().adapters) {
             (Some(places), Some(lora)) => {
@@ -397,33 +393,33 @@ impl Transformer {
         let norm = self.architecture.decoder().norm;
         let gain = &self.values[places.weight];
         let bias = places.bias.map(|bias| &self.values[bias]);
-        let plain = || match norm.kind {
-            NormKind::LayerNorm => {
-                input.layer_norm(gain.size(), None::<&Tensor>, None, norm.eps, false)
-            }
-            NormKind::RmsNorm => {
-                let square = input.square().mean_dim(-1, true, None);
-                input * (square + norm.eps).rsqrt()
-            }
-        };
-        let (output, noted) = match norm.kind {
-            NormKind::LayerNorm => {
-                let output = input.layer_norm(gain.size(), Some(gain), bias, norm.eps, false);
-                (output, tape.is_some().then(plain))
-            }
-            NormKind::RmsNorm => {
-                let plain = plain();
-                (&plain * gain, Some(plain))
-            }
+        let output = match norm.kind {
+            NormKind::LayerNorm => input.layer_norm(gain.size(), Some(gain), bias, norm.eps, false),
+            NormKind::RmsNorm => normalised(input, norm) * gain,
         };
         let weight = self.trained[places.weight];
         let bias = places.bias.and_then(|bias| self.trained[bias]);
-        if let (Some(tape), Some(noted)) = (tape, noted)
+        if let Some(tape) = tape
             && (weight.is_some() || bias.is_some())
         {
-            tape.note(Use::norm(weight, bias, &noted, size), &output);
+            let plain = tch::no_grad(|| normalised(input, norm));
+            tape.note(Use::norm(weight, bias, &plain, size), &output);
         }
         output
+    }
+}
+
+/// What a norm does before gain and bias.
+fn normalised(input: &Tensor, norm: Norm) -> Tensor {
+    match norm.kind {
+        NormKind::LayerNorm => {
+            let width = *input.size().last().expect("rows have a width");
+            input.layer_norm([width], None::<&Tensor>, None, norm.eps, false)
+        }
+        NormKind::RmsNorm => {
+            let square = input.square().mean_dim(-1, true, None);
+            input * (square + norm.eps).rsqrt()
+        }
     }
 }
 
