@@ -11,8 +11,9 @@
 //! correlation between a loss and the constant 1, which is what makes the plain equations
 //! ill-conditioned.
 
+use crate::aligned::Aligned;
 use crate::lanes::{Kernel, MulAdd, Real, accumulate, dispatch};
-use crate::teacher_forced::{Block, Normal, RUN, Rows, Target, triangle};
+use crate::teacher_forced::{Block, Normal, RUN, Target, triangle};
 use crate::{FitError, dense};
 
 /// Largest number of parameters for which the dense solver is tried (a matrix of 128 MiB).
@@ -34,7 +35,7 @@ const ROUNDING: f64 = 1e-10;
 /// The solution of a block.
 pub(crate) struct Solved<const N: usize> {
     /// `d`, `[n × K]`.
-    pub parameters: Vec<[f64; N]>,
+    pub parameters: Aligned<f64, N>,
     /// Iterations per test example.
     pub iterations: [u64; N],
     /// Objective per test example.
@@ -44,37 +45,32 @@ pub(crate) struct Solved<const N: usize> {
 /// Where a solution begins.
 pub(crate) struct Start<const N: usize> {
     /// `d`, `[n × K]`.
-    pub parameters: Vec<[f64; N]>,
+    pub parameters: Aligned<f64, N>,
     /// `Φᵀ y − (Φᵀ Φ + Λ) d`, `[n × K]`.
-    pub residual: Vec<[f64; N]>,
+    pub residual: Aligned<f64, N>,
 }
 
-/// Solves a block. `first` is the test example of lane 0.
+/// Solves a block.
 pub(crate) fn solve<const K: usize, const N: usize>(
     block: &Block<K, N>,
-    rows: &Rows,
     target: &Target,
-    first: usize,
 ) -> Result<Solved<N>, FitError> {
     let start = Start {
-        parameters: vec![[0.0; N]; block.right_side.len()],
+        parameters: Aligned::zeros(block.right_side.len()),
         residual: block.right_side.clone(),
     };
-    Ok(solve_from(block, rows, target, start, first)?.0)
+    Ok(solve_from(block, target, start)?.0)
 }
 
 /// As [`solve`], from `start`; gives the residual of the solution as well.
 pub(crate) fn solve_from<const K: usize, const N: usize>(
     block: &Block<K, N>,
-    rows: &Rows,
     target: &Target,
     start: Start<N>,
-    first: usize,
-) -> Result<(Solved<N>, Vec<[f64; N]>), FitError> {
+) -> Result<(Solved<N>, Aligned<f64, N>), FitError> {
     let penalty = target.penalty.of(target.form.variant);
     let mut state = dispatch(Refinement {
         block,
-        rows,
         penalty,
         target,
         start,
@@ -84,7 +80,7 @@ pub(crate) fn solve_from<const K: usize, const N: usize>(
         // A NaN is unsolved as well.
         let solved = state.relative[lane] <= (10.0 * target.tolerance).max(ROUNDING);
         if !solved {
-            let solution = solve_dense(block, rows, target, &state, lane, first + lane)?;
+            let solution = solve_dense(block, target, &state, lane)?;
             for (p, value) in state.parameters.iter_mut().zip(solution) {
                 p[lane] = value;
             }
@@ -94,7 +90,6 @@ pub(crate) fn solve_from<const K: usize, const N: usize>(
     if replaced {
         state.objective = dispatch(Residual {
             block,
-            rows,
             penalty,
             parameters: &state.parameters,
             residual: &mut state.residual,
@@ -111,12 +106,11 @@ pub(crate) fn solve_from<const K: usize, const N: usize>(
 /// The solution of a lane that the gradients did not solve.
 fn solve_dense<const K: usize, const N: usize>(
     block: &Block<K, N>,
-    rows: &Rows,
     target: &Target,
     state: &Reached<N>,
     lane: usize,
-    test: usize,
 ) -> Result<Vec<f64>, FitError> {
+    let test = block.data.first + lane;
     if block.right_side.len() > DENSE_LIMIT {
         return Err(FitError::NotConverged {
             test,
@@ -127,7 +121,7 @@ fn solve_dense<const K: usize, const N: usize>(
         });
     }
     let penalty = target.penalty.of(target.form.variant);
-    dense::solve(block, rows, penalty, lane).ok_or(FitError::NotIdentified {
+    dense::solve(block, penalty, lane).ok_or(FitError::NotIdentified {
         test,
         lambda_a: target.penalty.a,
         lambda_b: target.penalty.b,
@@ -136,8 +130,7 @@ fn solve_dense<const K: usize, const N: usize>(
 
 /// The residual `Φᵀ y − (Φᵀ Φ + Λ) d`; gives the objective at `d` per test example.
 pub(crate) struct Residual<'a, const K: usize, const N: usize> {
-    pub block: &'a Block<K, N>,
-    pub rows: &'a Rows,
+    pub block: &'a Block<'a, K, N>,
     pub penalty: [f64; 2],
     pub parameters: &'a [[f64; N]],
     pub residual: &'a mut [[f64; N]],
@@ -148,27 +141,25 @@ impl<const K: usize, const N: usize> Kernel for Residual<'_, K, N> {
 
     #[inline(always)]
     fn run<M: MulAdd>(self) -> [f64; N] {
-        let exposures = &self.rows.exposures;
         self.block
-            .residual::<M>(exposures, &self.penalty, self.parameters, self.residual)
+            .residual::<M>(&self.penalty, self.parameters, self.residual)
     }
 }
 
 /// Iterative refinement: the residual in double precision, its correction by conjugate gradients
 /// in single precision as long as that makes progress.
 struct Refinement<'a, const K: usize, const N: usize> {
-    block: &'a Block<K, N>,
-    rows: &'a Rows,
+    block: &'a Block<'a, K, N>,
     penalty: [f64; 2],
     target: &'a Target,
     start: Start<N>,
 }
 
 struct Reached<const N: usize> {
-    parameters: Vec<[f64; N]>,
+    parameters: Aligned<f64, N>,
     iterations: [u64; N],
     /// The true residual.
-    residual: Vec<[f64; N]>,
+    residual: Aligned<f64, N>,
     /// Its norm over that of the right side, both in the norm of the preconditioner.
     relative: [f64; N],
     objective: [f64; N],
@@ -181,7 +172,6 @@ impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
     fn run<M: MulAdd>(self) -> Reached<N> {
         let Self {
             block,
-            rows,
             penalty,
             target,
             start,
@@ -193,7 +183,7 @@ impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
         let inverse = invert_blocks::<K, N>(&block.diagonal, &penalty);
         let scale = norm::<K, N, M>(&inverse, &block.right_side);
         let mut norms = norm::<K, N, M>(&inverse, &r);
-        let mut engine = Engine::single(block, rows, penalty, &inverse);
+        let mut engine = Engine::single(block, penalty, &inverse);
         let (mut objective, mut iterations) = (None, [0; N]);
         for _ in 0..CORRECTIONS {
             let goal = Goal::new(target, &norms, &scale);
@@ -201,17 +191,19 @@ impl<const K: usize, const N: usize> Kernel for Refinement<'_, K, N> {
                 break;
             }
             let used = engine.correct::<M>(&mut x, &r, &goal);
+
             iterations = std::array::from_fn(|l| iterations[l] + used[l]);
-            objective = Some(block.residual::<M>(&rows.exposures, &penalty, &x, &mut r));
+            objective = Some(block.residual::<M>(&penalty, &x, &mut r));
+
             let before = std::mem::replace(&mut norms, norm::<K, N, M>(&inverse, &r));
             let stalled = |l: usize| goal.units[l] > 0.0 && norms[l] > STALLED * before[l];
             if (0..N).any(stalled) {
-                engine = Engine::double(block, rows, penalty, &inverse);
+                engine = Engine::double(block, penalty, &inverse);
             }
         }
         let objective = match objective {
             Some(objective) => objective,
-            None => block.residual::<M>(&rows.exposures, &penalty, &x, &mut r),
+            None => block.residual::<M>(&penalty, &x, &mut r),
         };
         Reached {
             parameters: x,
@@ -253,22 +245,12 @@ enum Engine<'a, const K: usize, const N: usize> {
 }
 
 impl<'a, const K: usize, const N: usize> Engine<'a, K, N> {
-    fn single(
-        block: &'a Block<K, N>,
-        rows: &'a Rows,
-        penalty: [f64; 2],
-        inverse: &[[f64; N]],
-    ) -> Self {
-        Self::Single(Gradients::new(block.normal_single(rows, penalty), inverse))
+    fn single(block: &'a Block<K, N>, penalty: [f64; 2], inverse: &[[f64; N]]) -> Self {
+        Self::Single(Gradients::new(block.normal_single(penalty), inverse))
     }
 
-    fn double(
-        block: &'a Block<K, N>,
-        rows: &'a Rows,
-        penalty: [f64; 2],
-        inverse: &[[f64; N]],
-    ) -> Self {
-        Self::Double(Gradients::new(block.normal(rows, penalty), inverse))
+    fn double(block: &'a Block<K, N>, penalty: [f64; 2], inverse: &[[f64; N]]) -> Self {
+        Self::Double(Gradients::new(block.normal(penalty), inverse))
     }
 
     #[inline(always)]
@@ -288,19 +270,23 @@ impl<'a, const K: usize, const N: usize> Engine<'a, K, N> {
 /// Conjugate gradients in the precision `T`, with their vectors `[n × K]`.
 struct Gradients<'a, T, const K: usize, const N: usize> {
     normal: Normal<'a, T, K, N>,
-    inverse: Vec<[T; N]>,
-    x: Vec<[T; N]>,
-    r: Vec<[T; N]>,
-    p: Vec<[T; N]>,
-    q: Vec<[T; N]>,
+    inverse: Aligned<T, N>,
+    x: Aligned<T, N>,
+    r: Aligned<T, N>,
+    p: Aligned<T, N>,
+    q: Aligned<T, N>,
 }
 
 impl<'a, T: Real, const K: usize, const N: usize> Gradients<'a, T, K, N> {
     fn new(normal: Normal<'a, T, K, N>, inverse: &[[f64; N]]) -> Self {
-        let zeros = || vec![[T::ZERO; N]; inverse.len() / triangle(K) * K];
+        let zeros = || Aligned::zeros(inverse.len() / triangle(K) * K);
+        let mut own = Aligned::zeros(inverse.len());
+        for (own, from) in own.iter_mut().zip(inverse) {
+            *own = from.map(T::of);
+        }
         Self {
             normal,
-            inverse: inverse.iter().map(|block| block.map(T::of)).collect(),
+            inverse: own,
             x: zeros(),
             r: zeros(),
             p: zeros(),
@@ -349,7 +335,7 @@ impl<'a, T: Real, const K: usize, const N: usize> Gradients<'a, T, K, N> {
                 active[l] = active[l] && rz[l] > goals[l];
             }
         }
-        for (x, own) in x.iter_mut().zip(&self.x) {
+        for (x, own) in x.iter_mut().zip(self.x.iter()) {
             *x = std::array::from_fn(|l| M::double(units[l], own[l].widen(), x[l]));
         }
         iterations
@@ -430,17 +416,19 @@ fn norm<const K: usize, const N: usize, M: MulAdd>(
 }
 
 /// The inverses of the diagonal blocks of `Φᵀ Φ + Λ`.
+#[inline(always)]
 fn invert_blocks<const K: usize, const N: usize>(
-    diagonal: &[[f64; N]],
+    diagonal: &Aligned<f64, N>,
     penalty: &[f64; 2],
-) -> Vec<[f64; N]> {
-    let mut inverse = diagonal.to_vec();
+) -> Aligned<f64, N> {
+    let mut inverse = diagonal.clone();
     for block in inverse.chunks_exact_mut(triangle(K)) {
         if let [aa] = block {
             *aa = aa.map(|value| reciprocal(value + penalty[0]));
         } else if let [aa, ab, bb] = block {
-            for ((aa, ab), bb) in aa.iter_mut().zip(ab).zip(bb) {
-                [*aa, *ab, *bb] = invert([*aa + penalty[0], *ab, *bb + penalty[1]]);
+            for l in 0..N {
+                let entries = [aa[l] + penalty[0], ab[l], bb[l] + penalty[1]];
+                [aa[l], ab[l], bb[l]] = invert(entries);
             }
         }
     }
@@ -449,18 +437,29 @@ fn invert_blocks<const K: usize, const N: usize>(
 
 /// The inverse of a symmetric `2 × 2` matrix; of its diagonal where it is singular, because
 /// there any positive scale will do as a preconditioner.
+#[inline(always)]
 fn invert([aa, ab, bb]: [f64; 3]) -> [f64; 3] {
     let determinant = aa * bb - ab * ab;
     // Relative to its terms the determinant of a singular block is rounding.
-    if determinant > 1e-14 * aa * bb {
-        [bb / determinant, -ab / determinant, aa / determinant]
-    } else {
-        [reciprocal(aa), 0.0, reciprocal(bb)]
-    }
+    let regular = determinant > 1e-14 * aa * bb;
+    [
+        if regular {
+            bb / determinant
+        } else {
+            reciprocal(aa)
+        },
+        if regular { -ab / determinant } else { 0.0 },
+        if regular {
+            aa / determinant
+        } else {
+            reciprocal(bb)
+        },
+    ]
 }
 
 /// `1 / value`, and 0 where neither data nor penalty touch a parameter, which keeps it where it
 /// is.
+#[inline(always)]
 fn reciprocal(value: f64) -> f64 {
     if value > 0.0 { value.recip() } else { 0.0 }
 }

@@ -10,6 +10,7 @@
 //! - [`Identifiability`]: what the runs cannot tell.
 //! - [`Parameters::simulate`]: the simulation that fitted parameters define.
 
+mod aligned;
 mod argmin_solvers;
 mod dense;
 mod error;
