@@ -6,8 +6,7 @@
 //! once.
 
 use crate::aligned::Aligned;
-use crate::exact::{Residual, Solved};
-use crate::lanes::{Kernel, MulAdd, dispatch};
+use crate::exact::Solved;
 use crate::teacher_forced::{Block, Target};
 use crate::whitening::Whitening;
 use crate::{FitError, Solver};
@@ -37,31 +36,8 @@ impl<const K: usize> Normal<'_, K> {
     fn times(&self, u: &Vector) -> Vector {
         let d = self.whitening.to_parameters(u);
         let mut out = vec![[0.0]; d.len()];
-        dispatch(Apply {
-            normal: self,
-            d: &d,
-            out: &mut out,
-        });
+        self.block.normal(self.penalty).apply(&d, &mut out);
         self.whitening.to_gradient(&out)
-    }
-}
-
-struct Apply<'a, const K: usize> {
-    normal: &'a Normal<'a, K>,
-    d: &'a [[f64; 1]],
-    out: &'a mut [[f64; 1]],
-}
-
-impl<const K: usize> Kernel for Apply<'_, K> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<M: MulAdd>(self) {
-        let normal = self.normal;
-        normal
-            .block
-            .normal(normal.penalty)
-            .apply::<M>(self.d, self.out);
     }
 }
 
@@ -204,12 +180,7 @@ fn repeat<const K: usize>(
     }
     let parameters = Aligned::from(&whitening.to_parameters(&u)[..]);
     Ok(Solved {
-        objective: dispatch(Residual {
-            block,
-            penalty,
-            parameters: &parameters,
-            residual: &mut vec![[0.0]; parameters.len()],
-        }),
+        objective: block.residual(penalty, &parameters, &mut vec![[0.0]; parameters.len()]),
         parameters,
         iterations: [iterations],
     })

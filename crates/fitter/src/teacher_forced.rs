@@ -166,37 +166,57 @@ impl<'a, const K: usize, const N: usize> Block<'a, K, N> {
     }
 
     /// `r ← Φᵀ (y − Φ d) − Λ d`, half of the negative gradient; gives the objective at `d`.
-    #[inline(always)]
-    pub fn residual<M: MulAdd>(
-        &self,
-        penalty: &[f64; 2],
-        d: &[[f64; N]],
-        r: &mut [[f64; N]],
-    ) -> [f64; N] {
-        let mut total = [0.0; N];
-        for (r, terms) in r.chunks_exact_mut(K).zip(d.chunks_exact(K)) {
-            for k in 0..K {
-                r[k] = std::array::from_fn(|l| -penalty[k] * terms[k][l]);
-                for l in 0..N {
-                    total[l] = M::double(-r[k][l], terms[k][l], total[l]);
-                }
-            }
-        }
-        for row in 0..self.data.rows.len() {
-            let (coefficients, target) = self.data.row::<K, N>(row);
-            let (ids, values) = self.data.rows.exposures.entries(row);
-            let explained = predict::<f64, K, N, M>(ids, values, &coefficients, d);
-            let rest: [f64; N] = std::array::from_fn(|l| target[l] - explained[l]);
-            accumulate::<f64, N, M>(&mut total, &rest, &rest);
-            spread::<f64, K, N, M>(ids, values, &coefficients, &rest, r);
-        }
-        total
+    pub fn residual(&self, penalty: [f64; 2], d: &[[f64; N]], r: &mut [[f64; N]]) -> [f64; N] {
+        dispatch(Residual::<K, N> {
+            data: self.data,
+            penalty,
+            d,
+            r,
+        })
     }
 
     /// Whether test example `lane` has a measured row with training example `id` in it.
     pub fn has_seen(&self, id: usize, lane: usize) -> bool {
         let size = triangle(K);
         (0..size).any(|e| self.diagonal[id * size + e][lane] != 0.0)
+    }
+}
+
+/// See [`Block::residual`].
+struct Residual<'a, const K: usize, const N: usize> {
+    data: Data<'a>,
+    penalty: [f64; 2],
+    d: &'a [[f64; N]],
+    r: &'a mut [[f64; N]],
+}
+
+impl<const K: usize, const N: usize> Kernel for Residual<'_, K, N> {
+    type Output = [f64; N];
+
+    #[inline(always)]
+    fn run<M: MulAdd>(self) -> [f64; N] {
+        let Self {
+            data,
+            penalty,
+            d,
+            r,
+        } = self;
+        let mut total = [0.0; N];
+        for (r, terms) in r.chunks_exact_mut(K).zip(d.chunks_exact(K)) {
+            for k in 0..K {
+                r[k] = std::array::from_fn(|l| -penalty[k] * terms[k][l]);
+                total = std::array::from_fn(|l| M::double(-r[k][l], terms[k][l], total[l]));
+            }
+        }
+        let exposures = &data.rows.exposures;
+        for (row, (ids, values)) in exposures.rows_with(exposures.values()).enumerate() {
+            let (coefficients, target) = data.row::<K, N>(row);
+            let explained = predict::<f64, K, N, M>(ids, values, &coefficients, d);
+            let rest: [f64; N] = std::array::from_fn(|l| target[l] - explained[l]);
+            accumulate::<f64, N, M>(&mut total, &rest, &rest);
+            spread::<f64, K, N, M>(ids, values, &coefficients, &rest, r);
+        }
+        total
     }
 }
 
@@ -209,26 +229,44 @@ pub(crate) struct Normal<'a, T, const K: usize, const N: usize> {
 }
 
 impl<T: Real, const K: usize, const N: usize> Normal<'_, T, K, N> {
-    /// `(Φᵀ Φ + Λ) p` into `out`; gives `pᵀ (Φᵀ Φ + Λ) p`, summed in `T` over short runs, those
-    /// in double precision.
+    /// `(Φᵀ Φ + Λ) p` into `out`; gives `pᵀ (Φᵀ Φ + Λ) p`.
+    pub fn apply(&self, p: &[[T; N]], out: &mut [[T; N]]) -> [f64; N] {
+        dispatch(Apply {
+            normal: self,
+            p,
+            out,
+        })
+    }
+}
+
+/// See [`Normal::apply`]; the sum is in `T` over short runs, those in double precision.
+struct Apply<'a, T, const K: usize, const N: usize> {
+    normal: &'a Normal<'a, T, K, N>,
+    p: &'a [[T; N]],
+    out: &'a mut [[T; N]],
+}
+
+impl<T: Real, const K: usize, const N: usize> Kernel for Apply<'_, T, K, N> {
+    type Output = [f64; N];
+
     #[inline(always)]
-    pub fn apply<M: MulAdd>(&self, p: &[[T; N]], out: &mut [[T; N]]) -> [f64; N] {
+    fn run<M: MulAdd>(self) -> [f64; N] {
+        let Self { normal, p, out } = self;
         let mut curvature = [0.0; N];
         for (out, p) in out.chunks_mut(K * RUN).zip(p.chunks(K * RUN)) {
             let mut part = [T::ZERO; N];
             for (q, d) in out.chunks_exact_mut(K).zip(p.chunks_exact(K)) {
                 for k in 0..K {
-                    q[k] = std::array::from_fn(|l| self.penalty[k] * d[k][l]);
+                    q[k] = std::array::from_fn(|l| normal.penalty[k] * d[k][l]);
                     accumulate::<T, N, M>(&mut part, &q[k], &d[k]);
                 }
             }
             curvature = std::array::from_fn(|l| curvature[l] + part[l].widen());
         }
-        let runs = self.coefficients.chunks(K * RUN);
-        for (coefficients, first) in runs.zip((0..).step_by(RUN)) {
+        let mut rows = normal.exposures.rows_with(normal.values);
+        for coefficients in normal.coefficients.chunks(K * RUN) {
             let mut part = [T::ZERO; N];
-            for (coefficients, row) in coefficients.chunks_exact(K).zip(first..) {
-                let (ids, values) = self.exposures.entries_with(row, self.values);
+            for (coefficients, (ids, values)) in coefficients.chunks_exact(K).zip(&mut rows) {
                 let explained = predict::<T, K, N, M>(ids, values, coefficients, p);
                 accumulate::<T, N, M>(&mut part, &explained, &explained);
                 spread::<T, K, N, M>(ids, values, coefficients, &explained, out);
@@ -255,12 +293,13 @@ fn predict<T: Real, const K: usize, const N: usize, M: MulAdd>(
     for (&id, &x) in ids.iter().zip(values) {
         let terms = &p[id as usize];
         for k in 0..K {
-            axpy::<T, N, M>(&mut sums[k], x, &terms[k]);
+            sums[k] = std::array::from_fn(|l| x.mul_add::<M>(terms[k][l], sums[k][l]));
         }
     }
     let mut explained = [T::ZERO; N];
     for k in 0..K {
-        accumulate::<T, N, M>(&mut explained, &coefficients[k], &sums[k]);
+        explained =
+            std::array::from_fn(|l| coefficients[k][l].mul_add::<M>(sums[k][l], explained[l]));
     }
     explained
 }
