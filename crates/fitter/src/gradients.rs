@@ -4,7 +4,7 @@
 use crate::aligned::Aligned;
 use crate::lanes::{Kernel, MulAdd, Real, accumulate, dispatch};
 use crate::preconditioner::multiply_block;
-use crate::teacher_forced::{Normal, RUN, triangle};
+use crate::teacher_forced::{Normal, RUN, total, triangle};
 
 /// What a correction has to do.
 pub(crate) struct Goal<const N: usize> {
@@ -120,7 +120,7 @@ impl<T: Real, const K: usize, const N: usize> Kernel for Reduce<'_, T, K, N> {
 
     #[inline(always)]
     fn run<M: MulAdd>(self) -> [f64; N] {
-        let mut rz = [0.0; N];
+        let mut parts = Vec::new();
         let vectors = self.r.chunks_mut(K * RUN).zip(self.q.chunks(K * RUN));
         for ((r, q), inverse) in vectors.zip(self.inverse.chunks(triangle(K) * RUN)) {
             let mut part = [T::ZERO; N];
@@ -134,9 +134,9 @@ impl<T: Real, const K: usize, const N: usize> Kernel for Reduce<'_, T, K, N> {
                     accumulate::<T, N, M>(&mut part, &r[k], &z[k]);
                 }
             }
-            rz = std::array::from_fn(|l| rz[l] + part[l].widen());
+            parts.push(part);
         }
-        rz
+        total(&parts)
     }
 }
 

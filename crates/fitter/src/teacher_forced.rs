@@ -252,7 +252,7 @@ impl<T: Real, const K: usize, const N: usize> Kernel for Apply<'_, T, K, N> {
     #[inline(always)]
     fn run<M: MulAdd>(self) -> [f64; N] {
         let Self { normal, p, out } = self;
-        let mut curvature = [0.0; N];
+        let mut parts = Vec::new();
         for (out, p) in out.chunks_mut(K * RUN).zip(p.chunks(K * RUN)) {
             let mut part = [T::ZERO; N];
             for (q, d) in out.chunks_exact_mut(K).zip(p.chunks_exact(K)) {
@@ -261,7 +261,7 @@ impl<T: Real, const K: usize, const N: usize> Kernel for Apply<'_, T, K, N> {
                     accumulate::<T, N, M>(&mut part, &q[k], &d[k]);
                 }
             }
-            curvature = std::array::from_fn(|l| curvature[l] + part[l].widen());
+            parts.push(part);
         }
         let mut rows = normal.exposures.rows_with(normal.values);
         for coefficients in normal.coefficients.chunks(K * RUN) {
@@ -271,14 +271,25 @@ impl<T: Real, const K: usize, const N: usize> Kernel for Apply<'_, T, K, N> {
                 accumulate::<T, N, M>(&mut part, &explained, &explained);
                 spread::<T, K, N, M>(ids, values, coefficients, &explained, out);
             }
-            curvature = std::array::from_fn(|l| curvature[l] + part[l].widen());
+            parts.push(part);
         }
-        curvature
+        total(&parts)
     }
 }
 
 /// Terms over which a dot product is summed in the precision of its factors.
 pub(crate) const RUN: usize = 64;
+
+/// The sum of such partial sums, in double precision. They are kept apart until the end because
+/// a pass that widens them as it goes is compiled for vectors of half the width.
+#[inline(always)]
+pub(crate) fn total<T: Real, const N: usize>(parts: &[[T; N]]) -> [f64; N] {
+    let mut sum = [0.0; N];
+    for part in parts {
+        sum = std::array::from_fn(|l| sum[l] + part[l].widen());
+    }
+    sum
+}
 
 /// `Σ_k c_k Σ_i x(i) p_{i,k}` of one row.
 #[inline(always)]
@@ -293,13 +304,12 @@ fn predict<T: Real, const K: usize, const N: usize, M: MulAdd>(
     for (&id, &x) in ids.iter().zip(values) {
         let terms = &p[id as usize];
         for k in 0..K {
-            sums[k] = std::array::from_fn(|l| x.mul_add::<M>(terms[k][l], sums[k][l]));
+            axpy::<T, N, M>(&mut sums[k], x, &terms[k]);
         }
     }
     let mut explained = [T::ZERO; N];
     for k in 0..K {
-        explained =
-            std::array::from_fn(|l| coefficients[k][l].mul_add::<M>(sums[k][l], explained[l]));
+        accumulate::<T, N, M>(&mut explained, &coefficients[k], &sums[k]);
     }
     explained
 }
