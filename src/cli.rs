@@ -243,6 +243,18 @@ pub enum FitMethod {
     MeanRun,
 }
 
+/// Which datasets optimizer-dynamics goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DatasetsArg {
+    /// Those of the training examples where there are several, learned ones otherwise.
+    #[default]
+    Auto,
+    /// Those of the training examples.
+    Given,
+    /// Learned from the losses of recorded batches.
+    Learned,
+}
+
 /// What a fit minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum ObjectiveArg {
@@ -288,6 +300,9 @@ pub struct FitArgs {
     /// What to learn.
     #[arg(long, value_enum, default_value_t)]
     pub method: FitMethod,
+    /// The datasets that optimizer-dynamics goes by.
+    #[arg(long, value_enum, default_value_t)]
+    pub datasets: DatasetsArg,
     /// What to minimise.
     #[arg(long, value_enum, default_value_t)]
     pub objective: ObjectiveArg,
@@ -698,9 +713,13 @@ pub struct WhatifArgs {
     /// What happens to batches that lose or gain members.
     #[arg(long, value_enum, default_value_t)]
     pub fill: FillArg,
-    /// A simulator file (default: optimizer-dynamics, fitted now on the training runs; simfluence-linear where there is one dataset only).
+    /// A simulator file (default: optimizer-dynamics, fitted now on the training runs;
+    /// simfluence-linear where there is one dataset only and the runs tell no others apart).
     #[arg(long, value_name = "FILE")]
     pub simulator: Option<PathBuf>,
+    /// The datasets that optimizer-dynamics goes by.
+    #[arg(long, value_enum, default_value_t)]
+    pub datasets: DatasetsArg,
     /// Share of real losses that bands are to hold, where the simulator has bands.
     #[arg(long, default_value_t = 0.9, value_parser = level)]
     pub level: f64,
@@ -841,6 +860,9 @@ pub struct CompareArgs {
         conflicts_with_all = ["plots", "ablate", "simulator", "scores"]
     )]
     pub learning_curve: Vec<u32>,
+    /// The datasets that optimizer-dynamics goes by.
+    #[arg(long, value_enum, default_value_t)]
+    pub datasets: DatasetsArg,
     /// Show what each ingredient of optimizer-dynamics is worth: a row without each.
     #[arg(long)]
     pub ablate: bool,

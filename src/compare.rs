@@ -121,6 +121,33 @@ fn focus(fitted: &[Fitted]) -> Vec<String> {
     there.map(|name| (*name).to_owned()).collect()
 }
 
+/// Optimiser dynamics, and with `--ablate` without each of its ingredients.
+fn fit_dynamics(
+    args: &CompareArgs,
+    open: &OpenRuns,
+    train: &[&Run],
+    progress: &dyn Progress,
+) -> Result<Vec<Fitted>> {
+    let seed = args.split.seed;
+    let groups = crate::fit::datasets(open, train, args.datasets, seed, progress)?;
+    let fit = |without| {
+        let (fit, cost) =
+            measured(|| crate::fit::optimizer_dynamics(&groups, train, seed, without, progress));
+        fit.map(|fit| named(Box::new(fit), cost))
+    };
+    let mut rows = vec![fit(None)?];
+    if args.ablate {
+        for ingredient in Ingredient::ALL {
+            let name = format!("without {}", ingredient.name());
+            rows.push(Fitted {
+                name,
+                ..fit(Some(ingredient))?
+            });
+        }
+    }
+    Ok(rows)
+}
+
 fn fit_all(
     args: &CompareArgs,
     open: &OpenRuns,
@@ -145,24 +172,10 @@ fn fit_all(
         );
     }
     if wants(args, method, true) {
-        let fit = |without| {
-            let (fit, cost) = measured(|| {
-                let (train, seed) = (&split.train, args.split.seed);
-                crate::fit::optimizer_dynamics(open, train, seed, without, progress)
-            });
-            fit.map(|fit| named(Box::new(fit), cost))
-        };
-        match fit(None) {
-            Ok(row) => fitted.push(row),
+        match fit_dynamics(args, open, &split.train, progress) {
+            Ok(rows) => fitted.extend(rows),
             Err(error) if !is_named(args, method) => left_out(method, &error),
             Err(error) => return Err(error),
-        }
-        if args.ablate {
-            for ingredient in Ingredient::ALL {
-                let name = format!("without {}", ingredient.name());
-                let row = fit(Some(ingredient))?;
-                fitted.push(Fitted { name, ..row });
-            }
         }
     }
     for (variant, method) in SIMFLUENCE {

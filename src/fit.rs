@@ -1,13 +1,14 @@
 //! `simfluence fit`: run set → simulator file.
 
-use crate::cli::{FitArgs, FitMethod, Format, ObjectiveArg, ShrinkTo, SolverArg};
+use crate::cli::{DatasetsArg, FitArgs, FitMethod, Format, ObjectiveArg, ShrinkTo, SolverArg};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Fit, Progress, Run};
 use simfluence_recorder::write_artifact;
 use simfluence_simulators::baselines::FitMeanRun;
 use simfluence_simulators::optimizer_dynamics::{
-    Ingredient, OptimizerDynamicsParams, OptimizerDynamicsReport, OptimizerDynamicsSimulator,
+    Ingredient, LearnedDatasets, OptimizerDynamicsParams, OptimizerDynamicsReport,
+    OptimizerDynamicsSimulator,
 };
 use simfluence_simulators::simfluence::{
     FitReport, Lambda, Objective, Penalty, PenaltySearch, Shrinkage, SimfluenceParams,
@@ -26,22 +27,99 @@ pub fn with_defaults(
     Ok(params.fit(train, open.train_count(), progress)?)
 }
 
-/// Optimiser dynamics with the default settings, without one ingredient where asked; datasets are those of the training examples.
-pub fn optimizer_dynamics(
+/// The dataset of each training example that optimizer-dynamics is to go by, counted from 0.
+pub fn datasets(
     open: &OpenRuns,
+    train: &[&Run],
+    which: DatasetsArg,
+    seed: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<u32>> {
+    let (names, groups) = open.set.train_examples().groups("dataset");
+    let has_batch_losses = || {
+        train
+            .iter()
+            .any(|run| run.batch_losses.iter().any(Option::is_some))
+    };
+    let learn = match which {
+        DatasetsArg::Auto => names.len() < 2 && has_batch_losses(),
+        DatasetsArg::Given => false,
+        DatasetsArg::Learned => true,
+    };
+    if !learn {
+        return Ok(groups.into_iter().map(|g| g as u32).collect());
+    }
+    let learned = LearnedDatasets::learn(train, open.train_count(), seed, progress)?;
+    tell(open, &learned, &names, &groups);
+    Ok(learned.groups)
+}
+
+/// How many examples are named at most that are learned with another dataset than their own.
+const NAMED: usize = 20;
+
+/// What was learned, and which examples are not learned with most of the dataset that they are
+/// given in.
+fn tell(open: &OpenRuns, learned: &LearnedDatasets, names: &[String], given: &[usize]) {
+    let mut sizes = vec![0_usize; learned.count()];
+    let mut together = vec![vec![0_usize; learned.count()]; names.len()];
+    for (&group, &given) in learned.groups.iter().zip(given) {
+        sizes[group as usize] += 1;
+        together[given][group as usize] += 1;
+    }
+    let list = |parts: Vec<String>| parts.join(", ");
+    eprintln!(
+        "datasets learned from batch losses: {} (training examples: {}); error of left-out residuals {:.4} with one dataset, {:.4} with these",
+        sizes.len(),
+        list(sizes.iter().map(usize::to_string).collect()),
+        learned.errors[0],
+        learned.errors[sizes.len() - 1],
+    );
+    if !learned.unobserved.is_empty() {
+        eprintln!(
+            "note: {} training examples have no recorded batch loss; they count to the largest dataset",
+            learned.unobserved.len()
+        );
+    }
+    let most: Vec<usize> = (together.iter())
+        .map(|counts| {
+            (0..counts.len())
+                .rev()
+                .max_by_key(|&g| counts[g])
+                .unwrap_or(0)
+        })
+        .collect();
+    let keys = open.set.train_examples().keys();
+    let apart: Vec<String> = (0..keys.len())
+        .filter(|&i| names.len() > 1 && learned.groups[i] as usize != most[given[i]])
+        .filter(|&i| learned.unobserved.binary_search(&(i as u32)).is_err())
+        .map(|i| keys[i].clone())
+        .collect();
+    if !apart.is_empty() {
+        let shown = apart.len().min(NAMED);
+        let more = if shown < apart.len() { ", …" } else { "" };
+        eprintln!(
+            "note: {} of {} training examples are learned and forgotten with another dataset than most of the one they are given in: {}{more}",
+            apart.len(),
+            keys.len(),
+            list(apart[..shown].to_vec()),
+        );
+    }
+}
+
+/// Optimiser dynamics with the default settings, without one ingredient where asked; `groups[i]`
+/// is the dataset of training example `i`.
+pub fn optimizer_dynamics(
+    groups: &[u32],
     train: &[&Run],
     seed: u64,
     without: Option<Ingredient>,
     progress: &dyn Progress,
 ) -> Result<OptimizerDynamicsSimulator> {
-    let (_, groups) = open.set.train_examples().groups("dataset");
-    let groups = groups.into_iter().map(|g| g as u32).collect();
-    let mut params = OptimizerDynamicsParams::new(groups).seed(seed);
+    let mut params = OptimizerDynamicsParams::new(groups.to_vec()).seed(seed);
     if let Some(ingredient) = without {
         params = params.without(ingredient);
     }
-    let params = params.check()?;
-    Ok(params.fit(train, open.train_count(), progress)?)
+    Ok(params.check()?.fit(train, groups.len(), progress)?)
 }
 
 /// Runs the subcommand.
@@ -64,8 +142,9 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
             return Ok(());
         }
         FitMethod::OptimizerDynamics => {
-            let simulator =
-                optimizer_dynamics(&open, &split.train, args.split.seed, None, progress)?;
+            let (train, seed) = (&split.train, args.split.seed);
+            let groups = datasets(&open, train, args.datasets, seed, progress)?;
+            let simulator = optimizer_dynamics(&groups, train, seed, None, progress)?;
             write_artifact(&args.out, &simulator.to_artifact(&train_keys, &test_keys)?)?;
             return report_dynamics(args, simulator.report());
         }
@@ -221,6 +300,15 @@ fn print_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) {
         },
         report.chosen.mse
     );
+    match &report.examples {
+        Some(choice) => println!(
+            "  effects of single examples: error of left-out runs {:.4} → {:.4} nats² (strength {}, {} directions)",
+            choice.before, choice.after, choice.strength, choice.rank
+        ),
+        None => println!(
+            "  no effects of single examples beside their datasets': none clearly lower the error of left-out runs"
+        ),
+    }
     match &report.correction {
         Some(choice) => println!(
             "  correction: error of left-out runs {:.4} → {:.4} nats² (length scales {} and {}, noise {})",

@@ -81,7 +81,8 @@ fn at(
     )?)];
     if wants(FitMethod::OptimizerDynamics) {
         let seed = args.split.seed;
-        let fit = crate::fit::optimizer_dynamics(open, train, seed, None, progress)?;
+        let groups = crate::fit::datasets(open, train, args.datasets, seed, progress)?;
+        let fit = crate::fit::optimizer_dynamics(&groups, train, seed, None, progress)?;
         simulators.push(Box::new(fit));
     }
     for (variant, method) in [

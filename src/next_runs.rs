@@ -1,6 +1,6 @@
 //! `simfluence plan --after`: how many runs, and which next?
 
-use crate::cli::{EditArgs, FillArg, Format, PlanArgs};
+use crate::cli::{DatasetsArg, EditArgs, FillArg, Format, PlanArgs};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -88,8 +88,9 @@ pub fn run(args: &PlanArgs, run_set: &Path, progress: &dyn Progress) -> Result<(
     }
     let open = OpenRuns::read(run_set)?;
     let mut train = training_runs(&open, &args.train_runs)?;
-    let simulator =
-        crate::fit::optimizer_dynamics(&open, &train, args.seed.unwrap_or(0), None, progress)?;
+    let seed = args.seed.unwrap_or(0);
+    let groups = crate::fit::datasets(&open, &train, DatasetsArg::Given, seed, progress)?;
+    let simulator = crate::fit::optimizer_dynamics(&groups, &train, seed, None, progress)?;
     // What the fit left out (killed at once, diverged) tells nothing about the design either.
     let report = simulator.report();
     train.retain(|run| report.training_runs.contains(&run.id));

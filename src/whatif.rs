@@ -129,7 +129,7 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
     Ok(())
 }
 
-/// Optimiser dynamics, which sees datasets; Simfluence-Linear, which sees examples, where all
+/// Optimiser dynamics, which sees datasets first; Simfluence-Linear, which sees examples, where all
 /// training examples are of one dataset.
 fn default_simulator(
     args: &WhatifArgs,
@@ -137,27 +137,23 @@ fn default_simulator(
     train: &[&Run],
     progress: &dyn Progress,
 ) -> Result<Box<dyn Simulator>> {
-    if open.set.train_examples().datasets().len() < 2 {
+    let seed = args.split.seed;
+    let groups = crate::fit::datasets(open, train, args.datasets, seed, progress)?;
+    if groups.iter().all(|&group| group == groups[0]) {
         let linear = crate::fit::with_defaults(Variant::Linear, open, train, progress)?;
         return Ok(Box::new(linear));
     }
+    let fit = crate::fit::optimizer_dynamics(&groups, train, seed, None, progress)?;
     let edits = &args.edits;
-    let named = edits
-        .drop
-        .iter()
-        .chain(&edits.keep)
-        .chain(&edits.repeat)
-        .chain(&edits.replace);
-    if named
-        .into_iter()
-        .any(|edit| edit.starts_with("id:") || edit.starts_with("key:"))
+    let mut named =
+        (edits.drop.iter().chain(&edits.keep)).chain(edits.repeat.iter().chain(&edits.replace));
+    if fit.report().examples.is_none()
+        && named.any(|edit| edit.starts_with("id:") || edit.starts_with("key:"))
     {
         eprintln!(
-            "note: optimizer-dynamics answers by dataset: an edit of single examples changes only how much of their dataset is trained on; for effects of single examples, fit simfluence-linear and give it with --simulator"
+            "note: the recorded runs show no effects of single examples beside their datasets': an edit of single examples changes only how much of their dataset is trained on"
         );
     }
-    let seed = args.split.seed;
-    let fit = crate::fit::optimizer_dynamics(open, train, seed, None, progress)?;
     Ok(Box::new(fit))
 }
 

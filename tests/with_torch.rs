@@ -113,6 +113,18 @@ fn runs_are_the_same_bits_whatever_the_jobs_and_compare_and_verify_work() {
             .any(|b| b["name"] == "held-out diversified + dropped + blocked")
     );
 
+    // Datasets learned from the losses of the recorded batches.
+    let fit = [
+        "fit",
+        "one",
+        "--method",
+        "optimizer-dynamics",
+        "--out",
+        "d.safetensors",
+    ];
+    let report = [&fit[..], &["--datasets", "learned", "--format", "json"]].concat();
+    assert_eq!(json(path, &report)["batch_losses"], true);
+
     // An edit that changes nothing, really retrained: the recorded run, bit for bit.
     let args = [
         "whatif",

@@ -164,6 +164,9 @@ fn accuracy_is_shown_against_runs_evaluations_and_ingredients() {
     assert!((0.0..=1.0).contains(&coverage.as_f64().unwrap()));
     let thin = with(&[&methods[..], &["--thin-steps", "4"]].concat());
     assert_ne!(mse(&thin, "optimizer-dynamics").unwrap(), all);
+    let learned = [&common[..], &methods, &["--datasets", "learned"]].concat();
+    let message = fail(path, &learned);
+    assert!(message.contains("batch_loss"), "{message}");
     let args = [&common[..], &["--learning-curve", "500"]].concat();
     let message = fail(path, &args);
     assert!(message.contains("training runs"), "{message}");

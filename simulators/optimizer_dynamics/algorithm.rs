@@ -1,7 +1,10 @@
 //! Fitting on recorded runs and simulating.
 
 use super::bands::{Bands, Support};
-use super::correction::{Basis, Correction, CorrectionChoice, LeftOutPoint, Missed};
+use super::correction::{
+    Basis, Correction, CorrectionChoice, LeftOutPoint, Missed, clearly_positive,
+};
+use super::examples::{ExampleEffects, Recorded, Regression, axes};
 use super::inputs::Inputs;
 use super::mean_change::MeanChange;
 use super::model::{Model, Prepared, Shape};
@@ -17,6 +20,7 @@ use simfluence_core::{
     check_simulation_input,
 };
 use simfluence_fitter::{FitError, assign_folds};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Name of the method, as it stands in tables.
@@ -41,6 +45,19 @@ pub struct Candidate {
     pub mse: f64,
 }
 
+/// How effects of single examples were chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ExampleChoice {
+    /// How strongly they are shrunk to those of their datasets.
+    pub strength: f64,
+    /// Directions in which they move the losses.
+    pub rank: usize,
+    /// All-steps mean squared error of simulated left-out runs without them, nats², and
+    pub before: f64,
+    /// with them.
+    pub after: f64,
+}
+
 /// What a fit did and found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerDynamicsReport {
@@ -60,6 +77,10 @@ pub struct OptimizerDynamicsReport {
     pub candidates: Vec<Candidate>,
     /// the one that was chosen.
     pub chosen: Candidate,
+    /// How the effects of single examples were chosen; `None` where they do not clearly lower the
+    /// error of left-out runs.
+    #[serde(default)]
+    pub examples: Option<ExampleChoice>,
     /// How the correction was chosen; `None` without one.
     pub correction: Option<CorrectionChoice>,
     /// The same for the mean run.
@@ -113,6 +134,8 @@ pub struct OptimizerDynamicsReport {
 #[derive(Debug, Clone)]
 pub struct OptimizerDynamicsSimulator {
     pub(super) params: OptimizerDynamicsParams,
+    /// The dataset of each training example.
+    pub(super) groups: Arc<[u32]>,
     pub(super) basis: Basis,
     pub(super) model: Model,
     pub(super) correction: Correction,
@@ -134,7 +157,7 @@ impl OptimizerDynamicsSimulator {
     }
 
     pub(super) fn inputs(&self, curriculum: &Curriculum) -> Result<Inputs, SimulateError> {
-        let (groups, count) = (&self.params.groups, self.basis.groups);
+        let (groups, count) = (&self.groups, self.basis.groups);
         Inputs::new(curriculum, groups, count, self.report.reference_rate, NAME)
     }
 
@@ -256,13 +279,13 @@ impl Fit for OptimizerDynamicsValidParams {
             memory.second = SecondMoment::None;
         }
         let reference_rate = reference_rate(&kept).filter(|_| params.has(Ingredient::LearningRate));
+        let groups: Arc<[u32]> = params.groups.as_slice().into();
         let prepared: Vec<Prepared> = kept
             .iter()
             .map(|run| {
-                let groups = &params.groups;
                 let inputs =
-                    Inputs::new(&run.curriculum, groups, group_count, reference_rate, NAME);
-                Ok(Prepared::new(run, inputs?, groups, group_count))
+                    Inputs::new(&run.curriculum, &groups, group_count, reference_rate, NAME);
+                Ok(Prepared::new(run, inputs?, &groups, group_count))
             })
             .collect::<Result<_, SimulateError>>()?;
         let folds = assign_folds(&run_groups(&kept), params.folds, params.seed)?;
@@ -303,7 +326,7 @@ impl Fit for OptimizerDynamicsValidParams {
         } else {
             &[]
         };
-        let left_out_models = left_out_models(&prepared, &folds, shape, chosen.penalty, pulls);
+        let mut left_out_models = left_out_models(&prepared, &folds, shape, chosen.penalty, pulls);
         let mut refitted = Vec::with_capacity(pulls.len());
         for (p, &pull) in pulls.iter().enumerate() {
             let mse =
@@ -330,6 +353,21 @@ impl Fit for OptimizerDynamicsValidParams {
             let mut refitted = model.refit(&all, &paths, chosen.penalty, &[pull]);
             model = refitted.pop().expect("one model per pull");
         }
+        let strengths = if params.has(Ingredient::Examples) {
+            &params.example_strengths[..]
+        } else {
+            &[]
+        };
+        let mut fold_models: Vec<Model> = (left_out_models.iter_mut())
+            .map(|models| models.swap_remove(place))
+            .collect();
+        let examples = choose_examples(&prepared, &paths, &folds, &mut fold_models, strengths);
+        if let Some(choice) = examples {
+            let every = (0..prepared.len()).collect::<Vec<_>>();
+            let mut effects =
+                example_effects(&model, &prepared, &paths, &every, &[choice.strength]);
+            model.examples = effects.pop();
+        }
         let basis = Basis {
             horizons: horizons(&kept),
             groups: group_count,
@@ -339,7 +377,7 @@ impl Fit for OptimizerDynamicsValidParams {
         let fit_correction =
             |missed: &[Missed<'_>]| Correction::fit(missed, &basis, tests, corrected);
         let closed = missed(&prepared, &paths, &folds, |fold| {
-            let model = &left_out_models[fold][place];
+            let model = &fold_models[fold];
             move |run: &Prepared| model.roll(&run.inputs, run.path.row(0))
         });
         let (correction, correction_choice, mut points) = fit_correction(&closed);
@@ -365,6 +403,7 @@ impl Fit for OptimizerDynamicsValidParams {
             sparse: !prepared.iter().all(|run| run.path.is_complete()),
             candidates,
             chosen,
+            examples,
             correction: correction_choice,
             mean_correction: mean_choice,
             closed_loop_weight: weight,
@@ -377,6 +416,7 @@ impl Fit for OptimizerDynamicsValidParams {
         };
         Ok(OptimizerDynamicsSimulator {
             params: params.clone(),
+            groups,
             basis,
             model,
             correction,
@@ -559,6 +599,84 @@ fn left_out_models(
         .collect()
 }
 
+/// Effects of single examples, from what a model misses of some runs, for every strength.
+fn example_effects(
+    model: &Model,
+    prepared: &[Prepared],
+    paths: &[Path],
+    runs: &[usize],
+    strengths: &[f64],
+) -> Vec<ExampleEffects> {
+    let own: Vec<&Path> = runs.iter().map(|&r| &paths[r]).collect();
+    let rank = model.space.rank;
+    let axes = axes(&own, rank);
+    let recorded: Vec<Recorded<'_>> = (runs.par_iter())
+        .map(|&r| model.recorded(&prepared[r], &paths[r], &axes))
+        .collect();
+    let train_count = prepared[0].inputs.groups().len();
+    let decay = model.memory.first;
+    let regression = Regression::new(&recorded, train_count, rank, model.readout.groups, decay);
+    let solutions = regression.solve(strengths).into_iter();
+    solutions
+        .map(|effects| ExampleEffects {
+            rank,
+            axes: axes.clone(),
+            effects,
+        })
+        .collect()
+}
+
+/// The strength with which effects of single examples lower the error of left-out runs most, if
+/// they clearly do; the models that leave a fold out (`models`) then have them.
+fn choose_examples(
+    prepared: &[Prepared],
+    paths: &[Path],
+    folds: &[usize],
+    models: &mut [Model],
+    strengths: &[f64],
+) -> Option<ExampleChoice> {
+    let of_folds: Vec<Vec<ExampleEffects>> = (models.par_iter().enumerate())
+        .map(|(fold, model)| {
+            let others: Vec<usize> = (0..folds.len()).filter(|&r| folds[r] != fold).collect();
+            example_effects(model, prepared, paths, &others, strengths)
+        })
+        .collect();
+    let errors = |strength: Option<usize>| -> Vec<f64> {
+        (folds.par_iter().zip(prepared))
+            .map(|(&fold, run)| match strength {
+                None => mse(&models[fold], run),
+                Some(s) => {
+                    let examples = Some(of_folds[fold][s].clone());
+                    let model = Model {
+                        examples,
+                        ..models[fold].clone()
+                    };
+                    mse(&model, run)
+                }
+            })
+            .collect()
+    };
+    let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len() as f64;
+    let without = errors(None);
+    let tried: Vec<Vec<f64>> = (0..strengths.len()).map(|s| errors(Some(s))).collect();
+    let best = (0..tried.len()).min_by(|&a, &b| mean(&tried[a]).total_cmp(&mean(&tried[b])))?;
+    let gains: Vec<f64> = (without.iter().zip(&tried[best]))
+        .map(|(without, with)| without - with)
+        .collect();
+    if !clearly_positive(&gains) {
+        return None;
+    }
+    for (model, mut effects) in models.iter_mut().zip(of_folds) {
+        model.examples = Some(effects.swap_remove(best));
+    }
+    Some(ExampleChoice {
+        strength: strengths[best],
+        rank: models[0].space.rank,
+        before: mean(&without),
+        after: mean(&tried[best]),
+    })
+}
+
 /// What the mean run misses of left-out runs.
 fn mean_missed<'a>(prepared: &'a [Prepared], paths: &[Path], folds: &[usize]) -> Vec<Missed<'a>> {
     missed(prepared, paths, folds, |fold| {
@@ -691,6 +809,11 @@ pub enum OptimizerDynamicsError {
         "no run has losses of all test examples after its first step; measure each of them at least once during training"
     )]
     NotMeasured,
+    /// Nothing to learn datasets from.
+    #[error(
+        "no run has losses of its batches, from which datasets are learned: record batch_loss, or give every training example its dataset"
+    )]
+    NoBatchLosses,
     /// Runs of different optimisers.
     #[error(
         "run {run} was trained with another optimiser than run {first}; the simulator follows one optimiser: fit on the runs of one"

@@ -288,6 +288,11 @@ fn clearly_smaller(errors: &DMatrix<f64>, than: &DMatrix<f64>, ends: &[usize]) -
             gain
         })
         .collect();
+    clearly_positive(&gains)
+}
+
+/// Whether the mean of some runs' gains is above its standard error.
+pub(super) fn clearly_positive(gains: &[f64]) -> bool {
     let count = gains.len() as f64;
     let mean = gains.iter().sum::<f64>() / count;
     let variance = gains.iter().map(|g| (g - mean) * (g - mean)).sum::<f64>() / (count - 1.0);

@@ -3,6 +3,7 @@
 use super::algorithm::{NAME, OptimizerDynamicsError, OptimizerDynamicsSimulator};
 use super::bands::Bands;
 use super::correction::{Basis, Correction};
+use super::examples::ExampleEffects;
 use super::increments::Increments;
 use super::mean_change::MeanChange;
 use super::model::Model;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use simfluence_core::{Artifact, Simulator, Tensor};
 
 /// Version of the simulator files of this folder.
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 
 /// Sizes of the tables of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ struct Sizes {
     pushes: usize,
     features: usize,
     readout: usize,
+    /// Directions of the effects of single examples; 0: there are none.
+    example_axes: usize,
     points: usize,
     coordinates: usize,
     corrected: bool,
@@ -74,6 +77,7 @@ impl OptimizerDynamicsSimulator {
             pushes: model.increments.pushes,
             features: model.increments.features,
             readout: model.readout.weights.len(),
+            example_axes: model.examples.as_ref().map_or(0, |e| e.rank),
             points: self.correction.points.len() / self.correction.mean.len(),
             coordinates: self.correction.mean.len(),
             corrected: !self.correction.weights.is_empty(),
@@ -160,6 +164,14 @@ impl OptimizerDynamicsSimulator {
                 a: table("a", &[features, m])?,
                 b: table("b", &[sizes.pushes, m])?,
             },
+            examples: match sizes.example_axes {
+                0 => None,
+                rank => Some(ExampleEffects {
+                    rank,
+                    axes: table("example_axes", &[rank, m])?,
+                    effects: table("example_effects", &[train_keys.len(), rank])?,
+                }),
+            },
             ceiling: table("ceiling", &[m])?,
         };
         let pushes = report.memory.decays().len() * sizes.groups;
@@ -209,6 +221,7 @@ impl OptimizerDynamicsSimulator {
             ));
         }
         Ok(Self {
+            groups: params.groups.as_slice().into(),
             basis,
             params,
             model,
@@ -230,6 +243,7 @@ fn tables(
         space,
         readout,
         increments,
+        examples,
         ceiling,
         ..
     } = &simulator.model;
@@ -246,6 +260,17 @@ fn tables(
         ("ceiling", vec![m], ceiling),
     ];
     tables.extend(model.map(|(name, shape, values)| (name.to_owned(), shape, values)));
+    if let Some(examples) = examples {
+        let (rank, count) = (examples.rank, simulator.train_count());
+        tables.extend([
+            ("example_axes".into(), vec![rank, m], &examples.axes[..]),
+            (
+                "example_effects".into(),
+                vec![count, rank],
+                &examples.effects,
+            ),
+        ]);
+    }
     let (points, width) = (sizes.points, sizes.coordinates);
     let bands = &simulator.bands;
     for (prefix, correction) in [

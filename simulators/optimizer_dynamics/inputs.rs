@@ -1,12 +1,19 @@
-//! What a curriculum does to the losses, dataset by dataset: shares of the batch and learning
-//! rates.
+//! What a curriculum does to the losses: shares of the batch, by dataset and by example, and
+//! learning rates.
 
 use simfluence_core::{Curriculum, SimulateError};
+use std::sync::Arc;
 
 /// A curriculum as the dynamics sees it.
 #[derive(Debug, Clone)]
 pub(super) struct Inputs {
     group_count: usize,
+    /// `[training examples]`: the dataset of each.
+    groups: Arc<[u32]>,
+    /// Example and exposure, step after step.
+    exposures: Vec<(u32, f64)>,
+    /// `[steps + 1]`: where the exposures of each step begin.
+    starts: Vec<usize>,
     /// `[steps × groups]`: the share of the batch that each dataset has, `n_c(t)`.
     shares: Vec<f64>,
     /// `[steps]`: the learning rate over the reference rate; 1 where rates are unknown.
@@ -18,17 +25,21 @@ impl Inputs {
     /// runs without learning rates.
     pub(super) fn new(
         curriculum: &Curriculum,
-        groups: &[u32],
+        groups: &Arc<[u32]>,
         group_count: usize,
         reference_rate: Option<f64>,
         method: &str,
     ) -> Result<Self, SimulateError> {
         let mut shares = vec![0.0; curriculum.len() * group_count];
         let mut rates = Vec::with_capacity(curriculum.len());
+        let mut exposures = Vec::new();
+        let mut starts = vec![0];
         for (t, step) in curriculum.steps().iter().enumerate() {
             for (example, exposure) in step.exposures() {
                 shares[t * group_count + groups[example as usize] as usize] += exposure;
+                exposures.push((example, exposure));
             }
+            starts.push(exposures.len());
             rates.push(match (reference_rate, step.learning_rate) {
                 (None, _) => 1.0,
                 (Some(reference), Some(rate)) => f64::from(rate) / reference,
@@ -42,6 +53,9 @@ impl Inputs {
         }
         Ok(Self {
             group_count,
+            groups: groups.clone(),
+            exposures,
+            starts,
             shares,
             rates,
         })
@@ -55,6 +69,16 @@ impl Inputs {
     /// Shares of the batch at a step (0 is the first).
     pub(super) fn shares(&self, step: usize) -> &[f64] {
         &self.shares[step * self.group_count..][..self.group_count]
+    }
+
+    /// The dataset of each training example.
+    pub(super) fn groups(&self) -> &[u32] {
+        &self.groups
+    }
+
+    /// Examples with their exposures at a step (0 is the first).
+    pub(super) fn exposures(&self, step: usize) -> &[(u32, f64)] {
+        &self.exposures[self.starts[step]..self.starts[step + 1]]
     }
 
     /// Relative learning rate at a step (0 is the first), `(η_t/η_ref)^q`.

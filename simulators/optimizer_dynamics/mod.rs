@@ -13,11 +13,13 @@
 //! | pushes | `F = (η_t/η_ref)^q m_c^β s_c` | over datasets and memories; `q` below 1 because steps at high rates overshoot |
 //! | increment | `ΔL_j = [F, F ⊗ z] · a_j + (F · b_j) L_j` | `⟨∇L_j, u_c⟩` depends on the state: linear in `z` and in the own loss |
 //! | second fit | `ΔL + γ (L − S)` from the states `S` of the simulator's own rollouts | errors fade instead of growing |
+//! | examples | `ΔL_j += (η_t/η_ref)^q Σ_k V_kj Σ_c s_c EMA_β(ρ_c Σ_(i in c) x_t(i) d_ik)` | what an example does beside its dataset, shrunk to nothing, along `k` directions shared by all test examples |
 //! | correction | `δ_j(u_t)`, a Gaussian process over exposures so far and the clock | what the closed loop misses of left-out runs, alike where curricula are alike |
 //! | stacking | `ω (closed loop + δ) + (1 − ω) (mean run + δ')` | the mean run, corrected in the same way, errs elsewhere |
 //!
 //! `a_j` and `b_j` come from one ridge regression per test example; its penalty, `p`, `q`,
-//! `γ` and the number of components from simulated left-out training runs. Evaluations may be missing: a regression row spans the gap
+//! `γ`, the number of components and how far single examples are shrunk from simulated left-out
+//! training runs. Evaluations may be missing: a regression row spans the gap
 //! between two measurements of a test example, and the state in between is filled in by the fit
 //! before. Shapes: `C` datasets, `k` components, `m` test examples; `a` is `[3C(1+k) × m]`, `b`
 //! `[3C × m]`. Losses in nats per target token.
@@ -25,6 +27,8 @@
 mod algorithm;
 mod bands;
 mod correction;
+mod datasets;
+mod examples;
 mod file;
 mod increments;
 mod inputs;
@@ -38,10 +42,12 @@ mod readout;
 mod space;
 
 pub use algorithm::{
-    Candidate, OptimizerDynamicsError, OptimizerDynamicsReport, OptimizerDynamicsSimulator,
+    Candidate, ExampleChoice, OptimizerDynamicsError, OptimizerDynamicsReport,
+    OptimizerDynamicsSimulator,
 };
 pub use bands::Support;
 pub use correction::CorrectionChoice;
+pub use datasets::LearnedDatasets;
 pub use next_runs::{NextRun, NextRuns, NextRunsError, NextRunsSettings};
 pub use params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 pub use pushes::{Memory, SecondMoment};

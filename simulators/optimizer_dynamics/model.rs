@@ -1,5 +1,6 @@
 //! The closed loop: pushes from the state, increments from the pushes, the next state.
 
+use super::examples::{ExampleEffects, Filter, Recorded};
 use super::increments::{Featured, Increments};
 use super::inputs::Inputs;
 use super::path::Path;
@@ -80,6 +81,8 @@ pub(super) struct Model {
     pub(super) space: ResidualSpace,
     pub(super) readout: Readout,
     pub(super) increments: Increments,
+    /// What single examples do beside their datasets; `None`: nothing.
+    pub(super) examples: Option<ExampleEffects>,
     /// `[tests]`: the highest loss that a simulation may reach.
     pub(super) ceiling: Vec<f64>,
 }
@@ -162,6 +165,7 @@ impl Model {
                 space: space.clone(),
                 readout: readout.clone(),
                 increments,
+                examples: None,
                 ceiling: ceiling.clone(),
             })
             .collect()
@@ -245,6 +249,37 @@ impl Model {
         changes
     }
 
+    /// What a recorded run shows of single examples: what every step changes beside what this model
+    /// says, along the axes `[rank × tests]`.
+    pub(super) fn recorded<'a>(
+        &self,
+        run: &'a Prepared,
+        path: &Path,
+        axes: &[f64],
+    ) -> Recorded<'a> {
+        let m = self.ceiling.len();
+        let said = self.increments_along(run, path);
+        let mut pushes = Pushes::new(self.memory, self.exponent, &self.space, &self.readout);
+        let mut phi = vec![0.0; pushes.width()];
+        let inputs = &run.inputs;
+        let (mut passages, mut missed) = (Vec::new(), Vec::new());
+        for (step, said) in said.chunks_exact(m).enumerate() {
+            let rate = inputs.rate(step, self.rate_exponent);
+            let (before, after) = (path.row(step), path.row(step + 1));
+            pushes.step(before, inputs.shares(step), rate, &mut phi);
+            passages.extend(pushes.passages(rate));
+            missed.extend(axes.chunks_exact(m).map(|axis| {
+                let along = |j: usize| axis[j] * (after[j] - before[j] - said[j]);
+                (0..m).map(along).sum::<f64>()
+            }));
+        }
+        Recorded {
+            inputs,
+            passages,
+            missed,
+        }
+    }
+
     /// Simulates: `[(steps + 1) × tests]`.
     pub(super) fn roll(&self, inputs: &Inputs, initial: &[f64]) -> Vec<f64> {
         let m = initial.len();
@@ -255,10 +290,15 @@ impl Model {
         let mut phi = vec![0.0; pushes.width()];
         let used = self.increments.features;
         let mut scratch = vec![0.0; 2 * m];
+        let mut examples =
+            (self.examples.as_ref()).map(|effects| Filter::new(inputs, effects, &pushes));
         for step in 0..inputs.len() {
             let rate = inputs.rate(step, self.rate_exponent);
             pushes.step(&losses, inputs.shares(step), rate, &mut phi);
             (self.increments).apply(&phi[..used], &mut losses, &mut scratch);
+            if let Some(examples) = &mut examples {
+                examples.step(step, &pushes, rate, &mut losses);
+            }
             for (loss, &ceiling) in losses.iter_mut().zip(&self.ceiling) {
                 *loss = loss.clamp(0.0, ceiling);
             }

@@ -20,6 +20,8 @@ pub enum Ingredient {
     State,
     /// The second fit, on the simulator's own rollouts.
     Rollouts,
+    /// What single examples do beside their datasets.
+    Examples,
     /// The Gaussian process over curricula (and with it the stacking).
     Correction,
     /// The mean run as second member.
@@ -28,13 +30,14 @@ pub enum Ingredient {
 
 impl Ingredient {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::LearningRate,
         Self::Memory,
         Self::Normalisation,
         Self::Saturation,
         Self::State,
         Self::Rollouts,
+        Self::Examples,
         Self::Correction,
         Self::Stacking,
     ];
@@ -48,6 +51,7 @@ impl Ingredient {
             Self::Saturation => "saturation",
             Self::State => "state",
             Self::Rollouts => "rollouts",
+            Self::Examples => "examples",
             Self::Correction => "correction",
             Self::Stacking => "stacking",
         }
@@ -62,13 +66,14 @@ impl Ingredient {
 /// | `exponents` | 0.25, 0.5 (none for SGD, which does not normalise) | 0 to 1, at least one |
 /// | `rate_exponents` | 0.5, 0.75, 1 | above 0, to 1, at least one |
 /// | `pulls` | 0.05, 0.1 | 0 to 1; none: no second fit |
+/// | `example_strengths` | ¼, 1, 4, 16, 64, 256 | above 0; none: no effects of single examples |
 /// | `rank` | number of datasets or twice as many, 2 to 8, chosen | at least 1 |
 /// | `without` | nothing | any of [`Ingredient::ALL`] |
 /// | `folds` | 5 | at least 2 |
 /// | `seed` | 0 | any |
 ///
 /// Penalties, both kinds of exponents, pulls and the rank are chosen by leave-run-out rollouts where there are several;
-/// that there is no second fit is one of the choices.
+/// that there is no second fit, and no effects of single examples, are among the choices.
 ///
 /// ```
 /// use simfluence_simulators::optimizer_dynamics::OptimizerDynamicsParams;
@@ -85,6 +90,7 @@ pub struct OptimizerDynamicsParams {
     pub(super) exponents: Vec<f64>,
     pub(super) rate_exponents: Vec<f64>,
     pub(super) pulls: Vec<f64>,
+    pub(super) example_strengths: Vec<f64>,
     pub(super) rank: Option<usize>,
     #[serde(default)]
     pub(super) without: Vec<Ingredient>,
@@ -101,6 +107,7 @@ impl OptimizerDynamicsParams {
             exponents: vec![0.25, 0.5],
             rate_exponents: vec![0.5, 0.75, 1.0],
             pulls: vec![0.05, 0.1],
+            example_strengths: vec![0.25, 1.0, 4.0, 16.0, 64.0, 256.0],
             rank: None,
             without: Vec::new(),
             folds: 5,
@@ -134,6 +141,15 @@ impl OptimizerDynamicsParams {
     #[must_use]
     pub fn pulls(mut self, pulls: Vec<f64>) -> Self {
         self.pulls = pulls;
+        self
+    }
+
+    /// Candidates for the strength with which effects of single examples are shrunk to those of
+    /// their datasets: an example that is seen as often as the mean one keeps `1/(1 + strength)`
+    /// of what it alone would show.
+    #[must_use]
+    pub fn example_strengths(mut self, strengths: Vec<f64>) -> Self {
+        self.example_strengths = strengths;
         self
     }
 
@@ -201,6 +217,11 @@ impl OptimizerDynamicsParams {
         if !self.pulls.iter().all(|pull| (0.0..=1.0).contains(pull)) {
             let got = format!("{:?}", self.pulls);
             return refuse("pulls", got, "each from 0 to 1");
+        }
+        let strengths = &self.example_strengths;
+        if !strengths.iter().all(|s| s.is_finite() && *s > 0.0) {
+            let got = format!("{strengths:?}");
+            return refuse("example_strengths", got, "each above 0 and finite");
         }
         if self.rank == Some(0) {
             return refuse("rank", "0".into(), "at least 1");

@@ -1,5 +1,6 @@
 //! What the optimiser makes of the batches: filtered, normalised pushes, dataset by dataset.
 
+use super::examples::Passage;
 use super::readout::Readout;
 use super::space::ResidualSpace;
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,8 @@ pub(super) struct Pushes<'a> {
     step: i32,
     z: Vec<f64>,
     rho: Vec<f64>,
+    /// Normalisation of each dataset at the last step.
+    scales: Vec<f64>,
 }
 
 impl<'a> Pushes<'a> {
@@ -116,12 +119,34 @@ impl<'a> Pushes<'a> {
             step: 0,
             z: vec![0.0; space.rank],
             rho: vec![0.0; groups],
+            scales: vec![1.0; groups],
         }
     }
 
     /// Number of pushes of a step: datasets times moving averages.
     pub(super) fn count(memory: Memory, group_count: usize) -> usize {
         memory.decays().len() * group_count
+    }
+
+    /// Number of datasets.
+    pub(super) fn groups(&self) -> usize {
+        self.rho.len()
+    }
+
+    /// Decay of the optimiser's own first moment.
+    pub(super) fn decay(&self) -> f64 {
+        self.memory.first
+    }
+
+    /// How the pushes of each dataset passed through the optimiser at the last step.
+    pub(super) fn passages(&self, rate: f64) -> impl Iterator<Item = Passage> + '_ {
+        let decay = self.decay();
+        let filled = 1.0 - decay.powi(self.step);
+        let factors = self.rho.iter().zip(&self.scales);
+        factors.map(move |(rho, scale)| Passage {
+            entering: (1.0 - decay) * rho,
+            leaving: rate * scale / filled,
+        })
     }
 
     /// Number of values that a step gives.
@@ -138,6 +163,7 @@ impl<'a> Pushes<'a> {
         for c in 0..groups {
             let gradient = shares[c] * self.rho[c];
             let scale = self.scale(c, gradient);
+            self.scales[c] = scale;
             for (h, decay) in self.decays.iter().enumerate() {
                 let average = &mut self.first[h * groups + c];
                 *average = decay * *average + (1.0 - decay) * gradient;

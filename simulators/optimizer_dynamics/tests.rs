@@ -60,13 +60,26 @@ fn run(id: usize, curriculum: Curriculum, losses: Vec<f32>) -> Run {
 /// Every test example learns from its own dataset, in proportion to its residual, through a
 /// momentum of 0.8; dataset 2 also hurts test example 0.
 fn real(curriculum: &Curriculum, noise: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    real_with(curriculum, noise, &[0.0; GROUPS.len()], rng)
+}
+
+/// The same where examples besides push test example 0 up, each with a strength of its own.
+fn real_with(
+    curriculum: &Curriculum,
+    noise: f64,
+    bad: &[f64; GROUPS.len()],
+    rng: &mut ChaCha8Rng,
+) -> Vec<f32> {
     let mut losses = [4.0_f64, 3.5, 3.0];
     let mut momentum = [0.0; 3];
+    let mut bad_momentum = 0.0;
     let mut out: Vec<f32> = losses.iter().map(|&l| l as f32).collect();
     for (t, step) in curriculum.steps().iter().enumerate() {
         let mut share = [0.0; 3];
+        bad_momentum *= 0.8;
         for (example, exposure) in step.exposures() {
             share[GROUPS[example as usize] as usize] += exposure;
+            bad_momentum += 0.2 * exposure * bad[example as usize];
         }
         let rate = f64::from(step.learning_rate.unwrap()) / 1e-3;
         for c in 0..3 {
@@ -75,7 +88,11 @@ fn real(curriculum: &Curriculum, noise: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
         let corrected = momentum.map(|m| m / (1.0 - 0.8_f64.powi(t as i32 + 1)));
         for j in 0..TESTS {
             let residual = 1.0 - (-losses[j]).exp();
-            let hurt = if j == 0 { 0.03 * corrected[2] } else { 0.0 };
+            let hurt = if j == 0 {
+                0.03 * corrected[2] + bad_momentum / (1.0 - 0.8_f64.powi(t as i32 + 1))
+            } else {
+                0.0
+            };
             let shock = noise * (rng.random::<f64>() - 0.5);
             losses[j] += rate * (hurt - 0.25 * corrected[j] * residual) + shock;
             losses[j] = losses[j].max(0.0);
@@ -121,7 +138,7 @@ fn shape(saturation: bool) -> Shape {
 
 fn prepared(runs: &[Run]) -> Vec<Prepared> {
     let prepare = |run: &Run| {
-        let inputs = Inputs::new(&run.curriculum, &GROUPS, 3, Some(1e-3), "test");
+        let inputs = Inputs::new(&run.curriculum, &GROUPS.into(), 3, Some(1e-3), "test");
         Prepared::new(run, inputs.unwrap(), &GROUPS, 3)
     };
     runs.iter().map(prepare).collect()
@@ -286,27 +303,32 @@ fn its_file_comes_back_bit_for_bit() {
 
 #[test]
 fn every_ingredient_can_be_left_out_and_the_rest_still_comes_back_from_its_file() {
-    let given = runs(12, 0.05, 15);
     let curriculum = &runs(1, 0.0, 16)[0].curriculum;
     let initial = [4.0, 3.5, 3.0];
-    let whole = fitted(params(), &given);
-    let whole = whole.simulate(curriculum, &initial).unwrap();
-    for ingredient in Ingredient::ALL {
-        let simulator = fitted(params().without(ingredient), &given);
-        let simulated = simulator.simulate(curriculum, &initial).unwrap();
-        // These runs are SGD's, have no batch losses, and the mean run may weigh nothing.
-        let idle = [
-            Ingredient::Normalisation,
-            Ingredient::Saturation,
-            Ingredient::Stacking,
-        ];
-        if !idle.contains(&ingredient) {
-            assert_ne!(simulated, whole, "{ingredient:?}");
+    let keys = |count: usize| -> Vec<String> { (0..count).map(|k| k.to_string()).collect() };
+    // These runs are SGD's, have no batch losses, and the mean run may weigh nothing.
+    let idle = [
+        Ingredient::Normalisation,
+        Ingredient::Saturation,
+        Ingredient::Stacking,
+        Ingredient::Examples,
+    ];
+    for (given, left_out, idle) in [
+        (runs(12, 0.05, 15), &Ingredient::ALL[..], &idle[..]),
+        (runs_with_bad_examples(16, 15), &[Ingredient::Examples], &[]),
+    ] {
+        let whole = fitted(params(), &given);
+        let whole = whole.simulate(curriculum, &initial).unwrap();
+        for &ingredient in left_out {
+            let simulator = fitted(params().without(ingredient), &given);
+            let simulated = simulator.simulate(curriculum, &initial).unwrap();
+            if !idle.contains(&ingredient) {
+                assert_ne!(simulated, whole, "{ingredient:?}");
+            }
+            let artifact = simulator.to_artifact(&keys(12), &keys(TESTS)).unwrap();
+            let back = crate::load(&artifact).unwrap();
+            assert_eq!(back.simulate(curriculum, &initial).unwrap(), simulated);
         }
-        let keys = |count: usize| -> Vec<String> { (0..count).map(|k| k.to_string()).collect() };
-        let artifact = simulator.to_artifact(&keys(12), &keys(TESTS)).unwrap();
-        let back = crate::load(&artifact).unwrap();
-        assert_eq!(back.simulate(curriculum, &initial).unwrap(), simulated);
     }
 }
 
@@ -561,7 +583,7 @@ fn another_rate_moves_the_clock_not_what_was_trained_on() {
     });
     let fast = Curriculum::new(steps.collect(), GROUPS.len()).unwrap();
     let exposed = |curriculum: &Curriculum| {
-        let inputs = Inputs::new(curriculum, &GROUPS, 3, Some(1e-3), "test").unwrap();
+        let inputs = Inputs::new(curriculum, &GROUPS.into(), 3, Some(1e-3), "test").unwrap();
         let mut exposed = super::inputs::Exposed::new(&[f64::INFINITY, 8.0], 3);
         for step in 0..inputs.len() {
             exposed.step(inputs.shares(step), inputs.rate(step, 1.0));
@@ -627,4 +649,55 @@ fn next_runs_depend_on_curricula_not_on_what_came_out() {
     assert!(none.contains("candidate"), "{none}");
     let few = choose(&recorded, &candidates[..3], &settings).unwrap_err();
     assert!(few.to_string().contains("4 runs cannot be chosen of 3"));
+}
+
+/// Runs in which two examples of dataset 0 and one of dataset 1 hurt test example 0.
+fn runs_with_bad_examples(count: usize, seed: u64) -> Vec<Run> {
+    let mut bad = [0.0; GROUPS.len()];
+    (bad[1], bad[2], bad[6]) = (0.3, 0.3, 0.4);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count)
+        .map(|id| {
+            let curriculum = curriculum(&mut rng);
+            let losses = real_with(&curriculum, 0.02, &bad, &mut rng);
+            run(id, curriculum, losses)
+        })
+        .collect()
+}
+
+#[test]
+fn examples_that_differ_from_their_dataset_are_found() {
+    let train = runs_with_bad_examples(24, 11);
+    let simulator = fitted(params(), &train);
+    let choice = simulator.report().examples.expect("they matter");
+    assert!(choice.after < 0.6 * choice.before, "{choice:?}");
+    let unseen = runs_with_bad_examples(8, 12);
+    let without = fitted(params().without(Ingredient::Examples), &train);
+    assert!(without.report().examples.is_none());
+    let (with, without) = (mse(&simulator, &unseen), mse(&without, &unseen));
+    assert!(with < 0.5 * without, "{with} with, {without} without");
+    // What if a bad example had been a good one of the same dataset?
+    let base = &unseen[0];
+    let last = |from: u32, to: u32| {
+        let swap = |&i: &u32| if i == from { to } else { i };
+        let steps = base.curriculum.steps().iter().map(|step| Step {
+            batch: step.batch.iter().map(swap).collect(),
+            ..step.clone()
+        });
+        let edited = Curriculum::new(steps.collect(), GROUPS.len()).unwrap();
+        let initial = base.trajectory.initial().unwrap();
+        simulator
+            .simulate(&edited, initial)
+            .unwrap()
+            .last()
+            .unwrap()[0]
+    };
+    assert!(last(1, 0) < last(1, 1) - 0.1);
+    assert!((last(3, 0) - last(3, 3)).abs() < 0.1);
+}
+
+#[test]
+fn examples_that_act_as_their_datasets_do_have_no_effects_of_their_own() {
+    let simulator = fitted(params(), &runs(24, 0.2, 13));
+    assert_eq!(simulator.report().examples, None);
 }
