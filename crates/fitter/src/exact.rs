@@ -6,7 +6,7 @@
 //! which halves that, inside an iterative refinement: the residual is computed in double
 //! precision, its correction in single, until the *double-precision* residual is below the
 //! tolerance. Where single precision makes no progress the corrections go on in double precision.
-//!
+
 use crate::aligned::Aligned;
 use crate::gradients::{Goal, Gradients};
 use crate::preconditioner::{invert_blocks, norm};

@@ -156,7 +156,9 @@ impl Parameters {
         self.check(exposures, initial);
         let columns: Vec<Vec<[f32; LANES]>> = (0..self.blocks.len())
             .into_par_iter()
-            .map(|block| self.simulate_block(exposures, initial, block))
+            .map_init(Aligned::default, |scratch, block| {
+                self.simulate_block(exposures, initial, block, scratch)
+            })
             .collect();
         self.in_rows(&columns, exposures.len() + 1)
     }
@@ -238,8 +240,8 @@ impl Parameters {
         }
         let entries = path.iter().map(|&(c, _)| curricula[c].values().len()).sum();
         let blocks = (0..self.blocks.len()).into_par_iter();
-        let results = blocks.map(|block| {
-            let parameters = self.ready(block, entries);
+        let results = blocks.map_init(Aligned::default, |scratch, block| {
+            let parameters = self.ready(block, entries, scratch);
             let mut states = vec![start_of(initial, block)];
             let each = path
                 .iter()
@@ -269,16 +271,20 @@ impl Parameters {
         assert_eq!(initial.len(), self.test_count, "initial losses");
     }
 
-    /// The parameters of a block, read once from begin to end where `entries` exposures need most
-    /// of them: in order they come into the caches at the speed of memory, gathered they would
-    /// come at its latency.
-    fn ready(&self, block: usize, entries: usize) -> &[[f64; LANES]] {
-        let parameters = &self.blocks[block];
-        if entries >= self.train_count {
-            let bits = parameters.iter().map(|line| line[0].to_bits());
-            std::hint::black_box(bits.fold(0, |all, bits| all | bits));
+    /// The parameters of a block, where they are quick to gather for `entries` exposures. Read in
+    /// order they come at the speed of memory; gathered they would come at its latency. Worth a
+    /// copy where most of them are needed.
+    fn ready<'a>(
+        &'a self,
+        block: usize,
+        entries: usize,
+        scratch: &'a mut Aligned<f64, LANES>,
+    ) -> &'a [[f64; LANES]] {
+        if entries < self.train_count {
+            return &self.blocks[block];
         }
-        parameters
+        scratch.clone_from(&self.blocks[block]);
+        scratch
     }
 
     /// The losses of all blocks, `[evaluations × LANES]` each, as one table `[evaluations × m]`.
@@ -314,9 +320,10 @@ impl Parameters {
         exposures: &Exposures,
         initial: &[f32],
         block: usize,
+        scratch: &mut Aligned<f64, LANES>,
     ) -> Vec<[f32; LANES]> {
         let start = start_of(initial, block);
-        let parameters = self.ready(block, exposures.values().len());
+        let parameters = self.ready(block, exposures.values().len(), scratch);
         let mut column = Vec::with_capacity(exposures.len() + 1);
         column.push(start.map(|v| v as f32));
         roll_out(
