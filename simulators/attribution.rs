@@ -435,6 +435,7 @@ pub(crate) mod test_support {
                     .map(|p| (i * 7 + p * p * 3 + seed) % 11)
                     .collect(),
                 answer_start: (length - 1 - i % 2) as usize,
+                ..TokenizedExample::default()
             }
         };
         (0..count).map(example).collect()

@@ -20,6 +20,8 @@ pub struct Cli {
 pub enum Command {
     /// Draw the curricula of a run set as a file, so that any trainer can run them.
     Plan(PlanArgs),
+    /// Show the tokens of a task's examples, and which of them carry loss.
+    Preview(PreviewArgs),
     /// Fine-tune and record the runs of a task.
     Record(RecordArgs),
     /// Write a recorded checkpoint as a Hugging Face folder, or its adapter as a PEFT folder.
@@ -100,6 +102,28 @@ pub struct PlanArgs {
     /// Seed of candidates and questions (default: 0).
     #[arg(long, requires = "after")]
     pub seed: Option<u64>,
+    /// How the result is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// Arguments of `preview`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  simfluence preview my_task.toml --data my_data.parquet\n  simfluence preview my_task.toml --test --examples 20 --format json\n\nTokens that carry loss stand in brackets (in a terminal in colour), the others between bars. No weights are read and nothing is trained."
+)]
+pub struct PreviewArgs {
+    /// Task file (TOML).
+    pub task: PathBuf,
+    /// The task's examples, where the task file reads a table.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// How many examples to show, from the first on.
+    #[arg(long, default_value_t = 3)]
+    pub examples: usize,
+    /// Show test examples instead of training examples.
+    #[arg(long)]
+    pub test: bool,
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

@@ -14,6 +14,7 @@ mod kept_models;
 mod learning_curve;
 mod next_runs;
 mod plan;
+mod preview;
 mod progress;
 mod record;
 mod report;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     let progress = progress::TerminalProgress::default();
     let result = match &cli.command {
         Command::Plan(args) => plan::run(args, &progress),
+        Command::Preview(args) => preview::run(args),
         Command::Record(args) => record::run(args, &progress),
         Command::SaveModel(args) => save_model::run(args),
         Command::Import(args) => import::run(args),

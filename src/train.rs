@@ -149,19 +149,7 @@ impl BaseModel {
             .as_slice()
             .iter()
             .map(|example| {
-                let text = |column: &str| {
-                    example.column(column).map(str::to_owned).with_context(|| {
-                        format!("example {:?} has no column {column:?}", example.key)
-                    })
-                };
-                let example = TextExample {
-                    key: example.key.clone(),
-                    dataset: example.dataset.clone(),
-                    tags: example.tags.clone(),
-                    prompt: text("prompt")?,
-                    answer: text("answer")?,
-                    ..TextExample::default()
-                };
+                let example = TextExample::from_example(example)?;
                 Ok(self.tokenizer.example(&example, context)?)
             })
             .collect()

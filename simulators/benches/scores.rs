@@ -33,6 +33,7 @@ fn examples(count: usize, length: usize) -> Vec<TokenizedExample> {
             .map(|p| ((i * 31 + p * p * 7 + p) % VOCABULARY as usize) as u32)
             .collect(),
         answer_start: length / 2,
+        ..TokenizedExample::default()
     };
     (0..count).map(example).collect()
 }

@@ -266,6 +266,7 @@ fn decoder(folder: &Path) -> Result<Decoder, Failure> {
                 Ok(TokenizedExample {
                     tokens: serde_json::from_value(row["tokens"].clone())?,
                     answer_start: serde_json::from_value(row["answer_start"].clone())?,
+                    ..TokenizedExample::default()
                 })
             })
             .collect()

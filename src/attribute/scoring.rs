@@ -148,10 +148,14 @@ fn approximation(request: &Request<'_>) -> Approximation {
     }
 }
 
-/// The text of every example, prompt and answer.
+/// The text of every example, or its prompt and answer.
 fn texts(examples: &Examples) -> Vec<String> {
     let column = |e: &Example, name| e.column(name).unwrap_or_default().to_owned();
-    let text = |e| [column(e, "prompt"), column(e, "answer")].join(" ");
+    let text = |e| {
+        ["text", "prompt", "answer"]
+            .map(|name| column(e, name))
+            .join(" ")
+    };
     examples.as_slice().iter().map(text).collect()
 }
 

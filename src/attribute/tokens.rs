@@ -53,7 +53,8 @@ impl Scoring<'_> {
     fn name(&self, tokens: &mut [TargetToken], examples: &[TokenizedExample]) {
         for token in tokens {
             let example = &examples[token.example as usize];
-            let id = example.tokens[example.answer_start + token.position as usize];
+            let at = (example.targets().nth(token.position as usize)).expect("a token with loss");
+            let id = example.tokens[at];
             token.id = Some(id);
             token.text = Some(self.tokenizer.decode(&[id]));
         }

@@ -40,6 +40,7 @@ fn examples(
     let example = |tokens: Vec<u32>| TokenizedExample {
         answer_start: tokens.len() - answer as usize,
         tokens,
+        ..TokenizedExample::default()
     };
     (0..count).map(|i| example(tokens(i))).collect()
 }

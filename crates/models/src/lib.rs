@@ -4,13 +4,16 @@
 //! feature `torch` adds the transformer, the optimisers, training and gradients.
 
 mod approximation;
+pub mod chat;
 pub mod decoder;
 pub mod device;
+pub mod example;
 pub mod hugging_face;
 #[cfg(feature = "torch")]
 mod native;
 pub mod numbers;
 pub mod probes;
+mod rows;
 pub mod settings;
 pub mod task;
 pub mod text;
@@ -22,12 +25,13 @@ pub mod weights;
 
 pub use approximation::Approximation;
 pub use device::{Device, DeviceError};
+pub use example::{Form, Loss, TextExample, Truncation};
 pub use settings::{
     FolderSettings, ModelChoice, ModelSettings, SettingsError, TokenizedExample, TokensError,
     TrainingSettings, check_optimizer,
 };
 pub use task::{DataSettings, PreparedTask, PretrainingSettings, Task, TaskError};
-pub use text::{TaskData, TextError, TextExample};
+pub use text::{TaskData, TextError};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 #[cfg(feature = "torch")]
 pub use torch::*;

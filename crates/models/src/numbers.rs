@@ -12,7 +12,7 @@
 //! # Reference
 //! Isonuma & Titov, *Unlearning Traces the Influential Training Data of Language Models*, table 1.
 
-use crate::text::TextExample;
+use crate::example::TextExample;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

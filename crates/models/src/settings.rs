@@ -495,29 +495,74 @@ pub enum SettingsError {
     },
 }
 
-/// A prompt and its answer as tokens.
+/// A text as tokens, and which of them carry loss.
 ///
-/// Its loss is the mean negative log-likelihood (nats) of `tokens[answer_start..]`, each token
-/// predicted from all that precede it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Its loss is the mean negative log-likelihood (nats) of `tokens[answer_start..]` without those at
+/// `unscored`, each token predicted from all that precede it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 pub struct TokenizedExample {
     /// Prompt and answer.
     pub tokens: Vec<u32>,
-    /// Position of the answer's first token; at least 1, below the number of tokens.
+    /// Position of the first token that carries loss; at least 1, below the number of tokens.
     pub answer_start: usize,
+    /// Positions behind it of tokens without loss, ascending: in a conversation what others say
+    /// after the first answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unscored: Vec<usize>,
 }
 
 impl TokenizedExample {
+    /// An example of which some tokens carry loss. The first token never does, since nothing
+    /// precedes it. `None` if no other does.
+    pub fn scored(tokens: Vec<u32>, is_scored: impl Iterator<Item = bool>) -> Option<Self> {
+        let is_scored: Vec<bool> = is_scored.take(tokens.len()).collect();
+        let answer_start = 1 + is_scored.iter().skip(1).position(|&scored| scored)?;
+        let behind = answer_start..tokens.len();
+        Some(Self {
+            unscored: behind.filter(|&at| !is_scored[at]).collect(),
+            tokens,
+            answer_start,
+        })
+    }
+
+    /// Positions of the tokens that carry loss, ascending.
+    pub fn targets(&self) -> impl Iterator<Item = usize> {
+        let mut unscored = self.unscored.iter().copied().peekable();
+        (self.answer_start..self.tokens.len()).filter(move |&at| {
+            let is_unscored = unscored.peek() == Some(&at);
+            if is_unscored {
+                unscored.next();
+            }
+            !is_unscored
+        })
+    }
+
+    /// How many tokens carry loss.
+    pub fn target_count(&self) -> usize {
+        self.tokens.len() - self.answer_start - self.unscored.len()
+    }
+
     /// Checks that the example can be trained on by a model of this vocabulary and context.
     ///
     /// # Errors
-    /// No prompt, no answer, a token outside the vocabulary, more tokens than the context holds.
+    /// No prompt, no answer, positions without loss that are out of order, a token outside the
+    /// vocabulary, more tokens than the context holds.
     pub fn check(&self, vocabulary: u32, context: u32) -> Result<(), TokensError> {
         if self.answer_start == 0 || self.answer_start >= self.tokens.len() {
             return Err(TokensError::Answer {
                 tokens: self.tokens.len(),
                 answer_start: self.answer_start,
             });
+        }
+        let mut last = self.answer_start;
+        for &position in &self.unscored {
+            if position <= last || position >= self.tokens.len() {
+                return Err(TokensError::Unscored {
+                    position,
+                    tokens: self.tokens.len(),
+                });
+            }
+            last = position;
         }
         // The last token is predicted but never read.
         if self.tokens.len() > context as usize + 1 {
@@ -545,6 +590,16 @@ pub enum TokensError {
         tokens: usize,
         /// Where the answer starts.
         answer_start: usize,
+    },
+    /// Positions without loss that are not ascending behind the first token with loss.
+    #[error(
+        "token {position} of {tokens} is said to carry no loss; such positions must be ascending, behind the first token that carries loss and within the example"
+    )]
+    Unscored {
+        /// The position.
+        position: usize,
+        /// Number of tokens.
+        tokens: usize,
     },
     /// More tokens than the model reads.
     #[error(
@@ -671,6 +726,7 @@ mod tests {
         let example = |tokens: &[u32], answer_start| TokenizedExample {
             tokens: tokens.to_vec(),
             answer_start,
+            ..TokenizedExample::default()
         };
         assert_eq!(example(&[1, 2, 3], 2).check(4, 2), Ok(()));
         assert!(matches!(

@@ -1,5 +1,7 @@
 //! Task files: what is trained, on what, and how its runs are drawn.
 
+use crate::chat::{ChatError, ChatTemplate};
+use crate::example::TextExample;
 use crate::hugging_face::{self, CheckpointError};
 use crate::numbers;
 use crate::probes::SettingRange;
@@ -9,7 +11,7 @@ use crate::probes::word_order::{self, WordOrderSettings};
 use crate::settings::{
     FolderSettings, ModelChoice, SettingsError, TokenizedExample, TrainingSettings,
 };
-use crate::text::{TableSettings, TaskData, TextError, TextExample, load_table};
+use crate::text::{TableSettings, TaskData, TextError, load_table};
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 use crate::trainable::Trainable;
 use serde::{Deserialize, Serialize};
@@ -59,7 +61,7 @@ pub enum DataSettings {
     SetMembership(SetMembershipSettings),
     /// Key phrases in order and flipped, generated.
     WordOrder(WordOrderSettings),
-    /// A CSV or JSON Lines file of the user's.
+    /// A file of the user's, or a Hugging Face `datasets` folder.
     Table(TableSettings),
     /// Several sources together.
     Mixture(MixtureSettings),
@@ -76,6 +78,15 @@ pub struct MixtureSettings {
 }
 
 impl DataSettings {
+    /// Checks that the settings of every table go together.
+    fn check_tables(&self) -> Result<(), TextError> {
+        match self {
+            Self::Table(table) => table.check(),
+            Self::Mixture(mixture) => mixture.parts.iter().try_for_each(Self::check_tables),
+            _ => Ok(()),
+        }
+    }
+
     /// The settings that have a range, with what was given.
     fn ranges(&self) -> Vec<SettingRange> {
         match self {
@@ -170,6 +181,19 @@ pub struct PreparedTask {
     pub corpus_tokens: Vec<u32>,
     /// The tokeniser.
     pub tokenizer: Tokenizer,
+    /// Tokens that the model reads at once.
+    pub context: usize,
+    /// How many examples were truncated, as `data.truncation` asks.
+    pub truncated: Truncated,
+}
+
+/// Numbers of examples that lost tokens because they were longer than the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Truncated {
+    /// Of the training examples.
+    pub train: usize,
+    /// Of the test examples.
+    pub test: usize,
 }
 
 impl Task {
@@ -221,6 +245,7 @@ impl Task {
                 });
             }
         }
+        self.data.check_tables()?;
         if let ModelChoice::Folder(_) = self.model {
             let beside = |setting| Err(SettingsError::BesideFolder { setting }.into());
             if self.tokenizer.is_some() {
@@ -253,8 +278,32 @@ impl Task {
         let ModelChoice::Folder(FolderSettings { path, .. }) = &self.model else {
             return None;
         };
+        Some(self.beside(path))
+    }
+
+    /// A path as seen from the task file, if there is something, or else from the working
+    /// directory.
+    fn beside(&self, path: &Path) -> PathBuf {
         let beside = self.folder.as_ref().map(|folder| folder.join(path));
-        Some(beside.filter(|p| p.exists()).unwrap_or(path.clone()))
+        beside.filter(|p| p.exists()).unwrap_or(path.to_owned())
+    }
+
+    /// What renders the conversations of a table, if it has some.
+    fn chat_template(&self, table: &TableSettings) -> Result<Option<ChatTemplate>, TaskError> {
+        if !table.is_chat() {
+            return Ok(None);
+        }
+        let folder = self.model_folder();
+        let template = match (&table.chat_template, &folder) {
+            (Some(file), _) => ChatTemplate::from_file(&self.beside(file), folder.as_deref())?,
+            (None, Some(folder)) => ChatTemplate::load(folder)?,
+            (None, None) => {
+                return Err(TaskError::NoChatTemplate {
+                    task: self.name.clone(),
+                });
+            }
+        };
+        Ok(Some(template))
     }
 
     /// The model's tokeniser and the tokens that fit its context.
@@ -308,7 +357,8 @@ impl Task {
                         .ok_or_else(|| TaskError::NoDataPath {
                             task: self.name.clone(),
                         })?;
-                Ok(load_table(settings, path)?)
+                let chat = self.chat_template(settings)?;
+                Ok(load_table(settings, path, chat.as_ref())?)
             }
             DataSettings::Mixture(mixture) => {
                 let mut all = TaskData::default();
@@ -331,18 +381,19 @@ impl Task {
     pub fn prepare(&self, data: Option<&Path>) -> Result<PreparedTask, TaskError> {
         let data = self.data(data)?;
         let (tokenizer, context) = self.tokenizer(&data)?;
-        let tokens = |examples: &[TextExample]| -> Result<Vec<TokenizedExample>, TokenizerError> {
-            examples
-                .iter()
-                .map(|e| tokenizer.example(e, context))
-                .collect()
-        };
+        let (train_tokens, train_cut) = tokenized(&tokenizer, &data.train, context)?;
+        let (test_tokens, test_cut) = tokenized(&tokenizer, &data.test, context)?;
         Ok(PreparedTask {
             task: self.clone(),
             train: Examples::new(data.train.iter().map(TextExample::to_example).collect())?,
             test: Examples::new(data.test.iter().map(TextExample::to_example).collect())?,
-            train_tokens: tokens(&data.train)?,
-            test_tokens: tokens(&data.test)?,
+            train_tokens,
+            test_tokens,
+            context,
+            truncated: Truncated {
+                train: train_cut,
+                test: test_cut,
+            },
             corpus_tokens: match self.model {
                 ModelChoice::Settings(_) => tokenizer.encode(&data.corpus)?,
                 ModelChoice::Folder(_) => Vec::new(),
@@ -365,6 +416,25 @@ impl Task {
         };
         Ok(draw_plan(&self.design, &shape, &datasets, &dataset_of)?)
     }
+}
+
+/// Examples as tokens, and how many of them lost some.
+fn tokenized(
+    tokenizer: &Tokenizer,
+    examples: &[TextExample],
+    context: usize,
+) -> Result<(Vec<TokenizedExample>, usize), TokenizerError> {
+    let mut truncated = 0;
+    let mut tokens = Vec::with_capacity(examples.len());
+    for example in examples {
+        let tokenized = tokenizer.example(example, context)?;
+        let is_full = tokenized.tokens.len() == context + 1;
+        if is_full && !example.truncation.is_refuse() {
+            truncated += usize::from(tokenizer.token_count(example)? > context + 1);
+        }
+        tokens.push(tokenized);
+    }
+    Ok((tokens, truncated))
 }
 
 /// Why a task cannot be used.
@@ -404,6 +474,17 @@ pub enum TaskError {
         /// Name of the task.
         task: String,
     },
+    /// Conversations for a model that has no chat template.
+    #[error(
+        "task {task:?} has conversations (data.messages), but a model that is pre-trained here has no chat template: give one with data.chat_template = \"FILE\""
+    )]
+    NoChatTemplate {
+        /// Name of the task.
+        task: String,
+    },
+    /// A chat template that cannot be read.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// A setting of the model or of training out of its range.
     #[error(transparent)]
     Settings(#[from] SettingsError),

@@ -1,60 +1,54 @@
-//! Text examples from tables: CSV or JSON Lines with named columns.
+//! Text examples from tables: CSV, JSON Lines, Parquet or Hugging Face `datasets`.
 
+use crate::chat::ChatTemplate;
+use crate::example::{Form, Loss, TextExample, Truncation};
+use crate::rows::{self, Row};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use simfluence_core::Example;
+use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A prompt with its answer. The model reads the prompt; the loss is on the answer.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TextExample {
-    /// Unique name.
-    pub key: String,
-    /// The dataset it belongs to.
-    pub dataset: String,
-    /// Free labels.
-    pub tags: Vec<String>,
-    /// What the model reads.
-    pub prompt: String,
-    /// What the model is to say.
-    pub answer: String,
-    /// Further columns by name; `prompt` and `answer` are taken.
-    pub columns: BTreeMap<String, String>,
-}
-
-impl TextExample {
-    /// As an example of a run set, prompt, answer and [`TextExample::columns`] as columns.
-    pub fn to_example(&self) -> Example {
-        let mut extra = self.columns.clone();
-        extra.insert("prompt".to_owned(), self.prompt.clone());
-        extra.insert("answer".to_owned(), self.answer.clone());
-        Example {
-            key: self.key.clone(),
-            dataset: self.dataset.clone(),
-            tags: self.tags.clone(),
-            extra,
-        }
-    }
-}
-
 /// Where text examples come from and how a row becomes one (`[data]` with `source = "table"`).
 ///
-/// `prompt`, `answer`, `dataset`, `key` and `corpus` are templates: `{column}` stands for the
-/// row's value in that column, everything else for itself.
+/// An example is a prompt with its answer (`prompt` and `answer`), a plain text (`text`) or a
+/// conversation (`messages`). `prompt`, `answer`, `text`, `dataset`, `key` and `corpus` are
+/// templates: `{column}` stands for the row's value in that column, everything else for itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableSettings {
-    /// CSV (`.csv`, `.tsv`) or JSON Lines (`.jsonl`, `.json`); `--data` overrides it.
+    /// CSV (`.csv`, `.tsv`), JSON Lines (`.jsonl`, `.json`), Parquet (`.parquet`), or a folder as
+    /// `save_to_disk` of Hugging Face's `datasets` writes it; `--data` overrides it.
     pub path: Option<PathBuf>,
+    /// Which of the datasets of such a folder, where it holds several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
     /// Column names of a CSV file without a header line; default: the first line names them.
     pub columns: Option<Vec<String>>,
     /// What the model reads.
-    pub prompt: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
     /// What the model is to say.
-    pub answer: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// A text whose every token but the first carries loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The column with a conversation: a list of objects with `role` and `content`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub messages: Option<String>,
+    /// File with a chat template (Jinja), default: that of the model folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<PathBuf>,
+    /// Which tokens carry loss, default those of the answer.
+    #[serde(default, skip_serializing_if = "Loss::is_answer")]
+    pub loss: Loss,
+    /// What happens to an example longer than the model's context, default an error.
+    #[serde(default, skip_serializing_if = "Truncation::is_refuse")]
+    pub truncation: Truncation,
     /// Which dataset a row belongs to.
     pub dataset: String,
     /// Names to show for datasets, by what the template gives (default: that itself).
@@ -86,33 +80,73 @@ pub struct TaskData {
     pub corpus: String,
 }
 
-type Row = BTreeMap<String, String>;
+impl TableSettings {
+    /// What an example is made of.
+    fn source(&self) -> Result<Source<'_>, TextError> {
+        let given = (&self.prompt, &self.answer, &self.text, &self.messages);
+        let source = match given {
+            (Some(prompt), Some(answer), None, None) => Source::PromptAnswer { prompt, answer },
+            (None, None, Some(text), None) => Source::Text(text),
+            (None, None, None, Some(column)) => Source::Messages(column),
+            _ => return Err(TextError::Source),
+        };
+        let is_chat = matches!(source, Source::Messages(_));
+        if self.chat_template.is_some() && !is_chat {
+            return Err(TextError::WithoutMessages);
+        }
+        if self.max_column_characters.is_some() && is_chat {
+            return Err(TextError::CutMessages);
+        }
+        Ok(source)
+    }
 
-/// Reads a table and draws training and test examples from each dataset.
+    /// Checks that the settings go together.
+    ///
+    /// # Errors
+    /// Neither or several of prompt with answer, text and messages; settings without effect.
+    pub fn check(&self) -> Result<(), TextError> {
+        self.source().map(|_| ())
+    }
+
+    /// Whether a chat template is needed.
+    pub fn is_chat(&self) -> bool {
+        self.messages.is_some()
+    }
+}
+
+/// What an example is made of.
+enum Source<'a> {
+    PromptAnswer { prompt: &'a str, answer: &'a str },
+    Text(&'a str),
+    Messages(&'a str),
+}
+
+/// Reads a table and draws training and test examples from each dataset. `chat` renders
+/// conversations; it is needed where the settings name `messages`.
 ///
 /// The same file, settings and seed give the same examples, dataset by dataset in the order of
-/// first appearance.
+/// their names.
 ///
 /// # Errors
-/// An unreadable or malformed file (with line), an unknown column (with those there are), too few
-/// rows of a dataset.
-pub fn load_table(settings: &TableSettings, path: &Path) -> Result<TaskData, TextError> {
-    let rows = read_rows(settings, path)?;
-    let mut by_dataset: Vec<(String, Vec<usize>)> = Vec::new();
-    for (index, row) in rows.iter().enumerate() {
-        let name = fill(&settings.dataset, row, path)?;
-        let name = settings.dataset_names.get(&name).cloned().unwrap_or(name);
-        match by_dataset.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, members)) => members.push(index),
-            None => by_dataset.push((name, vec![index])),
-        }
-    }
-    // Order of names, not of first appearance, so that a reshuffled file keeps its datasets' order.
-    by_dataset.sort();
+/// Settings that do not go together; an unreadable or malformed file (with line), an unknown column
+/// (with those there are), a value that is missing (with its row), a conversation that cannot be
+/// rendered, too few rows of a dataset.
+pub fn load_table(
+    settings: &TableSettings,
+    path: &Path,
+    chat: Option<&ChatTemplate>,
+) -> Result<TaskData, TextError> {
+    let table = Table {
+        settings,
+        path,
+        chat,
+        source: settings.source()?,
+        rows: rows::read(settings, path)?,
+    };
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     let mut data = TaskData::default();
-    let mut used = vec![false; rows.len()];
-    for (dataset, mut members) in by_dataset {
+    let mut used = vec![false; table.rows.len()];
+    for (dataset, mut members) in table.by_dataset()? {
         let wanted = settings.train_per_dataset + settings.test_per_dataset;
         if members.len() < wanted {
             return Err(TextError::TooFewRows {
@@ -125,17 +159,7 @@ pub fn load_table(settings: &TableSettings, path: &Path) -> Result<TaskData, Tex
         members.shuffle(&mut rng);
         for (k, &index) in members[..wanted].iter().enumerate() {
             used[index] = true;
-            let example = TextExample {
-                key: match &settings.key {
-                    Some(template) => fill(template, &rows[index], path)?,
-                    None => format!("row-{index}"),
-                },
-                dataset: dataset.clone(),
-                tags: Vec::new(),
-                prompt: fill(&settings.prompt, &rows[index], path)?,
-                answer: fill(&settings.answer, &rows[index], path)?,
-                columns: BTreeMap::new(),
-            };
+            let example = table.example(index, &dataset)?;
             if k < settings.train_per_dataset {
                 data.train.push(example);
             } else {
@@ -144,119 +168,147 @@ pub fn load_table(settings: &TableSettings, path: &Path) -> Result<TaskData, Tex
         }
     }
     if let Some(template) = &settings.corpus {
-        for (row, _) in rows.iter().zip(&used).filter(|(_, used)| !**used) {
-            data.corpus.push_str(&fill(template, row, path)?);
+        for (index, _) in used.iter().enumerate().filter(|(_, used)| !**used) {
+            data.corpus.push_str(&table.fill(template, index)?);
         }
     }
     Ok(data)
 }
 
-fn read_rows(settings: &TableSettings, path: &Path) -> Result<Vec<Row>, TextError> {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
-    let mut rows = match extension {
-        "csv" => read_csv(settings, path, b',')?,
-        "tsv" => read_csv(settings, path, b'\t')?,
-        "jsonl" | "json" => read_json_lines(path)?,
-        _ => {
-            return Err(TextError::UnknownFormat {
-                path: path.to_owned(),
-            });
-        }
-    };
-    if let Some(limit) = settings.max_column_characters {
-        for value in rows.iter_mut().flat_map(|row| row.values_mut()) {
-            if let Some((end, _)) = value.char_indices().nth(limit) {
-                value.truncate(end);
+/// The rows of a file with how they become examples.
+struct Table<'a> {
+    settings: &'a TableSettings,
+    path: &'a Path,
+    chat: Option<&'a ChatTemplate>,
+    source: Source<'a>,
+    rows: Vec<Row>,
+}
+
+impl Table<'_> {
+    /// The datasets with their rows, in the order of names and not of first appearance, so that a
+    /// reshuffled file keeps its datasets' order.
+    fn by_dataset(&self) -> Result<Vec<(String, Vec<usize>)>, TextError> {
+        let mut datasets: Vec<(String, Vec<usize>)> = Vec::new();
+        for index in 0..self.rows.len() {
+            let name = self.fill(&self.settings.dataset, index)?;
+            let name = (self.settings.dataset_names.get(&name).cloned()).unwrap_or(name);
+            match datasets.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, members)) => members.push(index),
+                None => datasets.push((name, vec![index])),
             }
         }
+        datasets.sort();
+        Ok(datasets)
     }
-    Ok(rows)
-}
 
-fn read_csv(settings: &TableSettings, path: &Path, delimiter: u8) -> Result<Vec<Row>, TextError> {
-    let malformed = |source: csv::Error| TextError::Malformed {
-        path: path.to_owned(),
-        line: source.position().map_or(0, csv::Position::line),
-        problem: source.to_string(),
-    };
-    let file = std::fs::File::open(path).map_err(|source| TextError::Unreadable {
-        path: path.to_owned(),
-        problem: source.to_string(),
-    })?;
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .has_headers(settings.columns.is_none())
-        .from_reader(file);
-    let names: Vec<String> = match &settings.columns {
-        Some(columns) => columns.clone(),
-        None => {
-            let header = reader.headers().map_err(malformed)?;
-            header.iter().map(str::to_owned).collect()
-        }
-    };
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(malformed)?;
-        if record.len() != names.len() {
-            return Err(TextError::Malformed {
-                path: path.to_owned(),
-                line: record.position().map_or(0, csv::Position::line),
-                problem: format!("{} columns, expected {}", record.len(), names.len()),
-            });
-        }
-        let values = record.iter().map(str::to_owned);
-        rows.push(names.iter().cloned().zip(values).collect());
-    }
-    Ok(rows)
-}
-
-fn read_json_lines(path: &Path) -> Result<Vec<Row>, TextError> {
-    let text = std::fs::read_to_string(path).map_err(|source| TextError::Unreadable {
-        path: path.to_owned(),
-        problem: source.to_string(),
-    })?;
-    let mut rows = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let values: BTreeMap<String, serde_json::Value> =
-            serde_json::from_str(line).map_err(|source| TextError::Malformed {
-                path: path.to_owned(),
-                line: index as u64 + 1,
-                problem: source.to_string(),
-            })?;
-        let row = values
-            .into_iter()
-            .map(|(name, value)| match value {
-                serde_json::Value::String(text) => (name, text),
-                other => (name, other.to_string()),
-            })
-            .collect();
-        rows.push(row);
-    }
-    Ok(rows)
-}
-
-/// Puts the row's values into a template.
-fn fill(template: &str, row: &Row, path: &Path) -> Result<String, TextError> {
-    let mut text = String::new();
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once('{') {
-        let Some((column, tail)) = after.split_once('}') else {
-            break;
+    fn example(&self, index: usize, dataset: &str) -> Result<TextExample, TextError> {
+        let example = TextExample {
+            key: match &self.settings.key {
+                Some(template) => self.fill(template, index)?,
+                None => format!("row-{index}"),
+            },
+            dataset: dataset.to_owned(),
+            truncation: self.settings.truncation,
+            ..TextExample::default()
         };
-        let value = row.get(column).ok_or_else(|| TextError::UnknownColumn {
-            path: path.to_owned(),
-            column: column.to_owned(),
-            columns: row.keys().cloned().collect::<Vec<_>>().join(", "),
-        })?;
-        text.push_str(before);
-        text.push_str(value);
-        rest = tail;
+        match self.source {
+            Source::PromptAnswer { prompt, answer } => Ok(TextExample {
+                prompt: self.fill(prompt, index)?,
+                answer: self.fill(answer, index)?,
+                loss: self.settings.loss,
+                ..example
+            }),
+            Source::Text(text) => Ok(TextExample {
+                answer: self.fill(text, index)?,
+                form: Form::Text,
+                ..example
+            }),
+            Source::Messages(column) => self.conversation(example, column, index),
+        }
     }
-    text.push_str(rest);
-    Ok(text)
+
+    fn conversation(
+        &self,
+        example: TextExample,
+        column: &str,
+        index: usize,
+    ) -> Result<TextExample, TextError> {
+        let wrong = |problem: String| TextError::Messages {
+            path: self.path.to_owned(),
+            row: index,
+            column: column.to_owned(),
+            problem,
+        };
+        let chat = (self.chat).ok_or_else(|| wrong("there is no chat template".to_owned()))?;
+        let messages = self.value(column, index)?;
+        let (text, scored) = match self.settings.loss {
+            Loss::Answer => {
+                let rendered = chat.conversation(messages).map_err(wrong)?;
+                (rendered.text, rendered.answers)
+            }
+            Loss::All => {
+                let text = chat.text(messages).map_err(wrong)?;
+                let whole = 0..text.len();
+                (text, vec![whole])
+            }
+        };
+        Ok(TextExample {
+            answer: text,
+            form: Form::Conversation {
+                messages: messages.to_string(),
+                scored,
+            },
+            ..example
+        })
+    }
+
+    /// A row's value in a column.
+    fn value(&self, column: &str, index: usize) -> Result<&Value, TextError> {
+        let row = &self.rows[index];
+        match row.get(column) {
+            Some(Value::Null) => Err(TextError::Missing {
+                path: self.path.to_owned(),
+                row: index,
+                column: column.to_owned(),
+            }),
+            Some(value) => Ok(value),
+            None => Err(TextError::UnknownColumn {
+                path: self.path.to_owned(),
+                column: column.to_owned(),
+                columns: row.keys().cloned().collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+
+    /// The same as text, cut as the settings say.
+    fn text(&self, column: &str, index: usize) -> Result<Cow<'_, str>, TextError> {
+        let text = match self.value(column, index)? {
+            Value::String(text) => Cow::Borrowed(text.as_str()),
+            other => Cow::Owned(other.to_string()),
+        };
+        let limit = self.settings.max_column_characters;
+        let end = limit.and_then(|limit| text.char_indices().nth(limit));
+        Ok(match end {
+            Some((end, _)) => Cow::Owned(text[..end].to_owned()),
+            None => text,
+        })
+    }
+
+    /// Puts a row's values into a template.
+    fn fill(&self, template: &str, index: usize) -> Result<String, TextError> {
+        let mut text = String::new();
+        let mut rest = template;
+        while let Some((before, after)) = rest.split_once('{') {
+            let Some((column, tail)) = after.split_once('}') else {
+                break;
+            };
+            text.push_str(before);
+            text.push_str(&self.text(column, index)?);
+            rest = tail;
+        }
+        text.push_str(rest);
+        Ok(text)
+    }
 }
 
 /// Why a table cannot be read.
@@ -270,8 +322,8 @@ pub enum TextError {
         /// What the system says.
         problem: String,
     },
-    /// Neither CSV nor JSON Lines by its name.
-    #[error("{}: expected a file that ends in .csv, .tsv, .jsonl or .json", path.display())]
+    /// A file whose name says none of the formats.
+    #[error("{}: expected a file that ends in .csv, .tsv, .jsonl, .json or .parquet, or a folder that save_to_disk of `datasets` wrote", path.display())]
     UnknownFormat {
         /// The file.
         path: PathBuf,
@@ -296,6 +348,66 @@ pub enum TextError {
         /// Those there are.
         columns: String,
     },
+    /// A value that is null.
+    #[error("{}, row {row} (counted from 0): there is no value in column {column:?}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The row.
+        row: usize,
+        /// The column.
+        column: String,
+    },
+    /// A conversation that cannot be used.
+    #[error("{}, row {row} (counted from 0), column {column:?}: {problem}", path.display())]
+    Messages {
+        /// The file.
+        path: PathBuf,
+        /// The row.
+        row: usize,
+        /// The column.
+        column: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Settings that do not say what an example is.
+    #[error(
+        "[data] needs prompt and answer, or text, or messages, and only one of these; what stands there does not say what an example is"
+    )]
+    Source,
+    /// A chat template without conversations.
+    #[error("data.chat_template only has a meaning with data.messages")]
+    WithoutMessages,
+    /// Conversations cannot be cut by characters.
+    #[error(
+        "data.max_column_characters does not cut conversations; use data.truncation, or leave one of max_column_characters and messages out"
+    )]
+    CutMessages,
+    /// A folder that is no dataset.
+    #[error("{}: the folder has no state.json and no dataset_dict.json; it is not one that save_to_disk of `datasets` wrote", path.display())]
+    NoDataset {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder with several datasets, of which one must be named.
+    #[error("{}: {}; the folder has: {splits}", path.display(), match got {
+        Some(got) => format!("there is no split {got:?}"),
+        None => "name one of its datasets with data.split".to_owned(),
+    })]
+    Split {
+        /// The folder.
+        path: PathBuf,
+        /// The split asked for.
+        got: Option<String>,
+        /// Those there are.
+        splits: String,
+    },
+    /// A split of something that has none.
+    #[error("{}: data.split is for folders with several datasets (dataset_dict.json); leave it out", path.display())]
+    SplitOfFile {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// Not enough rows to draw from.
     #[error("{}: dataset {dataset:?} has {got} rows, but train_per_dataset + test_per_dataset is {wanted}", path.display())]
     TooFewRows {
@@ -318,9 +430,15 @@ mod tests {
     fn settings() -> TableSettings {
         TableSettings {
             path: None,
+            split: None,
             columns: Some(["class", "title"].map(str::to_owned).to_vec()),
-            prompt: "{title} => ".into(),
-            answer: "{class}".into(),
+            prompt: Some("{title} => ".into()),
+            answer: Some("{class}".into()),
+            text: None,
+            messages: None,
+            chat_template: None,
+            loss: Loss::Answer,
+            truncation: Truncation::Refuse,
             dataset: "{class}".into(),
             dataset_names: BTreeMap::from([("1".to_owned(), "World".to_owned())]),
             key: None,
@@ -344,7 +462,7 @@ mod tests {
     fn rows_become_examples_and_the_rest_becomes_the_corpus() {
         let folder = tempfile::tempdir().unwrap();
         let path = file(&folder, "t.csv", TABLE);
-        let data = load_table(&settings(), &path).unwrap();
+        let data = load_table(&settings(), &path, None).unwrap();
         assert_eq!((data.train.len(), data.test.len()), (4, 2));
         assert_eq!(data.train[0].dataset, "2");
         assert_eq!(data.train[2].dataset, "World");
@@ -360,7 +478,7 @@ mod tests {
             let title = example.prompt.strip_suffix(" => ").unwrap();
             assert!(title.chars().count() <= 8 && !data.corpus.contains(&format!("{title}\n")));
         }
-        assert_eq!(data, load_table(&settings(), &path).unwrap());
+        assert_eq!(data, load_table(&settings(), &path, None).unwrap());
     }
 
     #[test]
@@ -377,8 +495,8 @@ mod tests {
             .collect();
         let json = file(&folder, "t.jsonl", &lines);
         assert_eq!(
-            load_table(&settings(), &csv).unwrap(),
-            load_table(&settings(), &json).unwrap()
+            load_table(&settings(), &csv, None).unwrap(),
+            load_table(&settings(), &json, None).unwrap()
         );
     }
 
@@ -387,10 +505,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = file(&folder, "t.csv", TABLE);
         let wrong = TableSettings {
-            prompt: "{headline}".into(),
+            prompt: Some("{headline}".into()),
             ..settings()
         };
-        let message = load_table(&wrong, &path).unwrap_err().to_string();
+        let message = load_table(&wrong, &path, None).unwrap_err().to_string();
         assert!(
             message.contains("headline") && message.contains("class, title"),
             "{message}"
@@ -401,7 +519,9 @@ mod tests {
     fn a_short_row_is_named_by_its_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = file(&folder, "t.csv", "1,a\n1\n");
-        let message = load_table(&settings(), &path).unwrap_err().to_string();
+        let message = load_table(&settings(), &path, None)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("line 2"), "{message}");
     }
 
@@ -410,12 +530,89 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = file(&folder, "t.csv", "1,a\n1,b\n");
         assert!(matches!(
-            load_table(&settings(), &path),
+            load_table(&settings(), &path, None),
             Err(TextError::TooFewRows {
                 got: 2,
                 wanted: 3,
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn a_value_that_is_null_is_named_by_row_and_column() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = "{\"class\": 1, \"title\": \"a\"}\n{\"class\": 1, \"title\": null}\n";
+        let path = file(&folder, "t.jsonl", lines);
+        let all = TableSettings {
+            train_per_dataset: 1,
+            ..settings()
+        };
+        let message = load_table(&all, &path, None).unwrap_err().to_string();
+        assert!(
+            message.contains("row 1") && message.contains("\"title\""),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn plain_texts_have_no_prompt() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file(&folder, "t.csv", TABLE);
+        let texts = TableSettings {
+            prompt: None,
+            answer: None,
+            text: Some("{title}.".into()),
+            truncation: Truncation::Right,
+            ..settings()
+        };
+        let data = load_table(&texts, &path, None).unwrap();
+        for example in data.train.iter().chain(&data.test) {
+            assert!(example.prompt.is_empty() && example.answer.ends_with('.'));
+            assert_eq!(example.form, Form::Text);
+            assert_eq!(example.truncation, Truncation::Right);
+        }
+    }
+
+    #[test]
+    fn what_an_example_is_must_be_said_once() {
+        let text = || Some("{title}".to_owned());
+        let with = |change: fn(&mut TableSettings)| {
+            let mut settings = settings();
+            change(&mut settings);
+            settings.check().unwrap_err()
+        };
+        assert_eq!(with(|s| s.answer = None), TextError::Source);
+        assert_eq!(with(|s| s.messages = Some("m".into())), TextError::Source);
+        let file = |s: &mut TableSettings| s.chat_template = Some("x.jinja".into());
+        assert_eq!(with(file), TextError::WithoutMessages);
+        let chat = |s: &mut TableSettings| {
+            (s.prompt, s.answer, s.messages) = (None, None, Some("m".into()));
+        };
+        assert_eq!(with(chat), TextError::CutMessages);
+        let plain = TableSettings {
+            prompt: None,
+            answer: None,
+            text: text(),
+            ..settings()
+        };
+        assert_eq!(plain.check(), Ok(()));
+    }
+
+    /// Run sets keep the settings of their base model's data as text and compare them.
+    #[test]
+    fn settings_of_before_are_written_as_before() {
+        let text = serde_json::to_string(&settings()).unwrap();
+        for new in [
+            "split",
+            "text",
+            "messages",
+            "chat_template",
+            "loss",
+            "truncation",
+        ] {
+            assert!(!text.contains(&format!("\"{new}\"")), "{text}");
+        }
+        assert!(text.starts_with("{\"path\":null,\"columns\":[\"class\",\"title\"],\"prompt\":"));
     }
 }

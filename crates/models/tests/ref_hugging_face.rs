@@ -47,6 +47,7 @@ fn examples() -> Vec<TokenizedExample> {
     let example = |(tokens, answer_start)| TokenizedExample {
         tokens,
         answer_start,
+        ..TokenizedExample::default()
     };
     examples.into_iter().map(example).collect()
 }
@@ -105,7 +106,7 @@ fn distances(folder: &str, kind: Kind) -> [f64; 4] {
     let positions = outputs.weights.size()[1];
     let mut logits = Vec::new();
     for (k, example) in examples.iter().enumerate() {
-        let answers = (example.tokens.len() - example.answer_start) as i64;
+        let answers = example.target_count() as i64;
         logits.push(outputs.predictions.narrow(0, k as i64 * positions, answers));
     }
     let ones = Tensor::ones([examples.len() as i64], (kind, Device::Cpu));

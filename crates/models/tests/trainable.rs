@@ -16,6 +16,7 @@ fn examples(count: u32, first: u32) -> Vec<TokenizedExample> {
     let example = |k: u32| TokenizedExample {
         tokens: (0..6 + k % 4).map(|p| (k * 5 + p * p) % 19).collect(),
         answer_start: 4,
+        ..TokenizedExample::default()
     };
     (first..first + count).map(example).collect()
 }

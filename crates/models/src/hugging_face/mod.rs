@@ -18,5 +18,5 @@ pub use checkpoint::{CheckpointError, architecture, load};
 pub use config::{Config, ConfigError};
 pub use save::save;
 pub use tokenizer::TOKENIZER;
-pub(crate) use tokenizer::TokenizerFile;
 pub use tokenizer::TokenizerFileError;
+pub(crate) use tokenizer::{Piece, TokenizerFile};

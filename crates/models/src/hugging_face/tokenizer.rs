@@ -1,10 +1,21 @@
 //! `tokenizer.json`: text to tokens as the model's authors do it.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Name of the file with a tokeniser.
 pub const TOKENIZER: &str = "tokenizer.json";
+
+/// A token of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) id: u32,
+    /// The bytes that it stands for; none where it stands around the text.
+    pub(crate) bytes: Range<usize>,
+    /// Whether it stands around the text.
+    pub(crate) is_added: bool,
+}
 
 /// A tokeniser of the `tokenizers` library.
 #[derive(Clone)]
@@ -77,19 +88,23 @@ impl TokenizerFile {
         (self.tokenizer.decode(tokens, false)).unwrap_or_else(|_| "\u{FFFD}".to_owned())
     }
 
-    /// Prompt and answer as one text, with the tokens that stand around every text, and the
-    /// position of the first token that has a character of the answer.
-    pub(crate) fn prompt_and_answer(
+    /// The tokens of a text with the bytes that each stands for, and with those that stand around
+    /// every text if they are wanted.
+    pub(crate) fn pieces(
         &self,
-        prompt: &str,
-        answer: &str,
-    ) -> Result<(Vec<u32>, usize), TokenizerFileError> {
-        let encoding = self.encoding(&format!("{prompt}{answer}"), true)?;
-        let ends = encoding.get_offsets().iter().map(|(_, end)| *end);
-        let is_answer = |end: usize| end > prompt.len();
-        let start = ends.into_iter().position(is_answer);
-        let tokens = encoding.get_ids().to_vec();
-        Ok((tokens, start.unwrap_or(encoding.len())))
+        text: &str,
+        has_special: bool,
+    ) -> Result<Vec<Piece>, TokenizerFileError> {
+        let encoding = self.encoding(text, has_special)?;
+        let added = encoding.get_special_tokens_mask().iter();
+        let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok((tokens.zip(added))
+            .map(|((&id, &(start, end)), &added)| Piece {
+                id,
+                bytes: start..end,
+                is_added: added == 1,
+            })
+            .collect())
     }
 
     fn encoding(
@@ -116,7 +131,7 @@ pub struct TokenizerFileError {
 
 #[cfg(test)]
 mod tests {
-    use super::TokenizerFile;
+    use super::{TokenizerFile, TokenizerFileError};
     use serde::Deserialize;
     use std::path::PathBuf;
 
@@ -144,10 +159,21 @@ mod tests {
         std::fs::read_to_string(data(name)).unwrap()
     }
 
+    /// The tokens of prompt and answer, and where the answer starts.
+    fn prompt_and_answer(
+        file: &TokenizerFile,
+        prompt: &str,
+        answer: &str,
+    ) -> Result<(Vec<u32>, usize), TokenizerFileError> {
+        let pieces = file.pieces(&format!("{prompt}{answer}"), true)?;
+        let start = pieces.iter().position(|p| p.bytes.end > prompt.len());
+        Ok((pieces.iter().map(|p| p.id).collect(), start.unwrap()))
+    }
+
     fn check(file: &TokenizerFile, rows: &[Row]) {
         assert_eq!(rows.len(), 4);
         for row in rows {
-            let (tokens, start) = file.prompt_and_answer(&row.prompt, &row.answer).unwrap();
+            let (tokens, start) = prompt_and_answer(file, &row.prompt, &row.answer).unwrap();
             assert_eq!((tokens, start), (row.tokens.clone(), row.answer_start));
             assert_eq!(file.encode(&row.prompt).unwrap(), row.of_prompt);
             assert_eq!(file.decode(&row.of_prompt), row.decoded);
@@ -165,17 +191,19 @@ mod tests {
         let metaspace = TokenizerFile::parse(read("metaspace.json")).unwrap();
         check(&metaspace, &rows.metaspace);
         // A token in front of every text and one behind, which is to be predicted, too.
-        let (tokens, start) = metaspace
-            .prompt_and_answer("what follows", " three")
-            .unwrap();
+        let (tokens, start) = prompt_and_answer(&metaspace, "what follows", " three").unwrap();
         assert_eq!((tokens[0], *tokens.last().unwrap()), (1, 2));
         assert!(start < tokens.len() - 1);
+        let pieces = metaspace.pieces("what follows", true).unwrap();
+        let added: Vec<bool> = pieces.iter().map(|p| p.is_added).collect();
+        assert_eq!(added.iter().filter(|&&is| is).count(), 2);
+        assert!(added[0] && added[added.len() - 1]);
     }
 
     #[test]
     fn a_token_across_the_boundary_belongs_to_the_answer() {
         let file = TokenizerFile::load(&data("text")).unwrap();
-        let (whole, start) = file.prompt_and_answer("Quest", "ion").unwrap();
+        let (whole, start) = prompt_and_answer(&file, "Quest", "ion").unwrap();
         assert_eq!(file.encode("Question").unwrap(), whole);
         assert!(file.decode(&whole[start..]).ends_with("ion"));
     }
@@ -188,7 +216,7 @@ mod tests {
             "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
         });
         let file = TokenizerFile::parse(json.to_string()).unwrap();
-        let (tokens, _) = file.prompt_and_answer("what follows ", "three").unwrap();
+        let (tokens, _) = prompt_and_answer(&file, "what follows ", "three").unwrap();
         assert!(tokens.len() > 2);
     }
 

@@ -31,7 +31,7 @@ mod questions;
 pub mod set_membership;
 pub mod word_order;
 
-use crate::text::TextExample;
+use crate::example::TextExample;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 

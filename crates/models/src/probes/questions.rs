@@ -1,7 +1,7 @@
 //! The questions that causal chains and set membership have in common.
 
 use super::{END, Place, by_kind, test_example};
-use crate::text::TextExample;
+use crate::example::TextExample;
 
 /// One direction of a relation: what stands before the answer, and the answer.
 pub(super) struct Arrow {

@@ -13,7 +13,8 @@
 use super::names::Names;
 use super::questions::{Arrow, Questions, ordered_by_kind};
 use super::{END, SettingRange, train_example};
-use crate::text::{TaskData, TextExample};
+use crate::example::TextExample;
+use crate::text::TaskData;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -24,7 +24,8 @@
 
 use super::names::{Names, capitalized};
 use super::{END, Place, SettingRange, by_kind, test_example, train_example};
-use crate::text::{TaskData, TextExample};
+use crate::example::TextExample;
+use crate::text::TaskData;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -147,24 +147,24 @@ impl Batch {
 
 impl Answers {
     fn new(examples: &[&TokenizedExample], skip: usize, length: usize, place: Place) -> Self {
-        let answer = |e: &TokenizedExample| e.tokens.len() - e.answer_start;
         let window = match place.window {
             Some(window) if place.is_last_windowed => window,
             _ => usize::MAX,
         };
-        let count = examples.iter().map(|e| answer(e)).max().unwrap_or(0);
+        let count = (examples.iter().map(|e| e.target_count()).max()).unwrap_or(0);
         let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         let mut mask = Vec::new();
         for (index, example) in examples.iter().enumerate() {
             let mut own_mask = Vec::with_capacity(count * (skip + length));
+            let predicted: Vec<usize> = example.targets().collect();
             for k in 0..count {
                 // A padding row repeats the example's first prediction and weighs nothing.
-                let is_real = k < answer(example);
-                let position = example.answer_start - 1 + if is_real { k } else { 0 };
+                let is_real = k < predicted.len();
+                let position = predicted[if is_real { k } else { 0 }] - 1;
                 rows.push((index * length + position - skip) as i64);
                 targets.push(i64::from(example.tokens[position + 1]));
                 weights.push(if is_real {
-                    1.0 / answer(example) as f64
+                    1.0 / predicted.len() as f64
                 } else {
                     0.0
                 });
@@ -221,7 +221,11 @@ const WORTHWHILE: usize = 256;
 ///
 /// ```
 /// use simfluence_models::{EvaluationSet, TokenizedExample};
-/// let example = |tokens: Vec<u32>| TokenizedExample { tokens, answer_start: 2 };
+/// let example = |tokens: Vec<u32>| TokenizedExample {
+///     tokens,
+///     answer_start: 2,
+///     ..TokenizedExample::default()
+/// };
 /// let set = EvaluationSet::new(vec![example(vec![1, 2, 3]), example(vec![1, 2, 0, 3])], 64);
 /// assert_eq!(set.len(), 2);
 /// ```
@@ -286,6 +290,7 @@ impl EvaluationSet {
             let shared = TokenizedExample {
                 tokens: first.tokens[..group.prefix + 1].to_vec(),
                 answer_start: group.prefix,
+                ..TokenizedExample::default()
             };
             PreparedGroup {
                 prefix: (group.prefix > 0).then(|| Batch::new(&[&shared], 0, place)),
@@ -475,6 +480,7 @@ mod tests {
             TokenizedExample {
                 answer_start: tokens.len() - 1 - i % 3,
                 tokens,
+                ..TokenizedExample::default()
             }
         };
         (0..40).map(example).collect()

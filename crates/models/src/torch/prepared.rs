@@ -175,6 +175,7 @@ mod tests {
             TokenizedExample {
                 tokens: (0..length).map(|p| ((i * 7 + p * p) % 9) as u32).collect(),
                 answer_start: length - 1 - i % 3,
+                ..TokenizedExample::default()
             }
         };
         (0..11).map(example).collect()

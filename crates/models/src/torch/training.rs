@@ -636,6 +636,7 @@ mod tests {
             TokenizedExample {
                 tokens,
                 answer_start,
+                ..TokenizedExample::default()
             }
         };
         (0..count).map(example).collect()

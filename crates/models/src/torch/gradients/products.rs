@@ -769,7 +769,7 @@ mod tests {
     }
 
     fn answers(examples: &[TokenizedExample]) -> Vec<usize> {
-        let of = |e: &TokenizedExample| e.tokens.len() - e.answer_start;
+        let of = TokenizedExample::target_count;
         examples.iter().map(of).collect()
     }
 

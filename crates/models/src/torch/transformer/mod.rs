@@ -458,7 +458,7 @@ impl Model for Transformer {
     }
 
     fn targets(&self, example: &TokenizedExample) -> usize {
-        example.tokens.len() - example.answer_start
+        example.target_count()
     }
 
     fn batch(&self, examples: &[&TokenizedExample]) -> Batch {

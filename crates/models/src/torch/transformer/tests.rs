@@ -38,6 +38,7 @@ fn example(tokens: &[u32], answer_start: usize) -> TokenizedExample {
     TokenizedExample {
         tokens: tokens.to_vec(),
         answer_start,
+        ..TokenizedExample::default()
     }
 }
 
