@@ -4,6 +4,7 @@
 //! feature `torch` adds the transformer, the optimisers, training and gradients.
 
 mod approximation;
+mod batch_loss;
 pub mod decoder;
 pub mod device;
 pub mod hugging_face;
@@ -18,9 +19,11 @@ pub mod tokenizer;
 #[cfg(feature = "torch")]
 pub mod torch;
 mod trainable;
+mod weight_decay;
 pub mod weights;
 
 pub use approximation::Approximation;
+pub use batch_loss::BatchLoss;
 pub use device::{Device, DeviceError};
 pub use settings::{
     FolderSettings, ModelChoice, ModelSettings, SettingsError, TokenizedExample, TokensError,
@@ -32,4 +35,5 @@ pub use tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 #[cfg(feature = "torch")]
 pub use torch::*;
 pub use trainable::{LoraSettings, Trainable};
+pub use weight_decay::WeightDecayGroups;
 pub use weights::{Architecture, ArchitectureError, Layout, ParameterSpec, Weights, WeightsError};

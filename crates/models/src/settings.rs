@@ -1,9 +1,11 @@
 //! Settings of a model and of its fine-tuning, as they stand in a task file.
 
+use crate::batch_loss::BatchLoss;
 use crate::decoder::{
     Activation, Attention, Decoder, DropoutRates, Gate, Mlp, Names, Norm, NormKind, NormPlace,
     Positions, Projection,
 };
+use crate::weight_decay::WeightDecayGroups;
 use serde::{Deserialize, Serialize};
 use simfluence_core::{Optimizer, Schedule};
 use std::path::PathBuf;
@@ -256,12 +258,20 @@ impl From<ModelChoice> for ModelTable {
 pub struct TrainingSettings {
     /// The optimiser with its constants, default AdamW with PyTorch's.
     pub optimizer: Optimizer,
+    /// Which parameters its weight decay applies to, default all.
+    pub weight_decay_groups: WeightDecayGroups,
     /// Peak learning rate, default 1e-3, above 0. A curriculum's own learning rates come first.
     pub learning_rate: f64,
     /// Course of the learning rate, default constant without warm-up.
     pub schedule: Schedule,
     /// Training examples per step, default 8.
     pub batch_size: u32,
+    /// Each member's share in the loss of a step, default `1/|c_t|`.
+    pub batch_loss: BatchLoss,
+    /// Micro-batches of a step, default 1, at most `batch_size`: parts of `⌈|c_t| / accumulation⌉`
+    /// members that go through the model one after the other, so that activations of one part only
+    /// are kept; their gradients are summed before the step's one update.
+    pub accumulation: u32,
     /// Number of steps `T`, default 96.
     pub steps: u32,
     /// Largest global norm of the gradient; longer ones are scaled down to it. Default: none.
@@ -286,9 +296,12 @@ impl Default for TrainingSettings {
     fn default() -> Self {
         Self {
             optimizer: Optimizer::default(),
+            weight_decay_groups: WeightDecayGroups::default(),
             learning_rate: 1e-3,
             schedule: Schedule::default(),
             batch_size: 8,
+            batch_loss: BatchLoss::default(),
+            accumulation: 1,
             steps: 96,
             gradient_clip: None,
             eval_every: 1,
@@ -308,6 +321,7 @@ impl TrainingSettings {
     pub fn check(&self) -> Result<(), SettingsError> {
         let counts = [
             ("batch_size", self.batch_size),
+            ("accumulation", self.accumulation),
             ("steps", self.steps),
             ("eval_every", self.eval_every),
             ("eval_parts", self.eval_parts),

@@ -212,6 +212,14 @@ impl Task {
     fn check(&self) -> Result<(), TaskError> {
         self.model.check()?;
         self.training.check()?;
+        let (accumulation, batch_size) = (self.training.accumulation, self.training.batch_size);
+        if accumulation > batch_size {
+            return Err(TaskError::Setting {
+                setting: "training.accumulation",
+                got: accumulation.to_string(),
+                wanted: format!("at most training.batch_size, {batch_size}"),
+            });
+        }
         for (setting, got, range) in self.data.ranges() {
             if !range.contains(&got) {
                 return Err(TaskError::Setting {
@@ -440,6 +448,8 @@ pub enum TaskError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch_loss::BatchLoss;
+    use crate::weight_decay::WeightDecayGroups;
 
     const NUMBERS: &str = r#"
         name = "numbers"
@@ -484,6 +494,33 @@ mod tests {
             message.contains("stepps") && message.contains("line"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn settings_of_a_step_are_read_and_their_mistakes_named() {
+        let with = |setting: &str| {
+            let line = format!("steps = 12\n{setting}");
+            Task::parse(&NUMBERS.replace("steps = 12", &line))
+        };
+        let task = with(
+            "accumulation = 4\nbatch_loss = \"token-mean\"\nweight_decay_groups = \"hugging-face\"",
+        );
+        let training = task.unwrap().training;
+        assert_eq!(training.accumulation, 4);
+        assert_eq!(training.batch_loss, BatchLoss::TokenMean);
+        assert_eq!(training.weight_decay_groups, WeightDecayGroups::HuggingFace);
+        for (setting, expected) in [
+            (
+                "accumulation = 5",
+                "training.accumulation is 5; it must be at most training.batch_size, 4",
+            ),
+            ("accumulation = 0", "accumulation is 0"),
+            ("batch_loss = \"mean\"", "`example-mean` or `token-mean`"),
+            ("weight_decay_groups = \"none\"", "`all` or `hugging-face`"),
+        ] {
+            let message = with(setting).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]

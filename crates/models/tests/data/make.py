@@ -133,19 +133,29 @@ def stored_name(model, name):
     return name.removeprefix("base_model.model.").replace(".default.", ".")
 
 
+def in_32_bits(folder, adapter=None):
+    """A checkpoint, or one with an adapter, as transformers and PEFT load it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(model, adapter) if adapter else model
+
+
+def in_64_bits(single, folder, adapter=None):
+    """The same with the values of `single`; made anew, because the rotary frequencies of a loaded
+    model were computed in 32 bits. To be called within In64Bits."""
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.from_pretrained(folder), dtype=torch.float64, attn_implementation="eager").eval()
+    if adapter:
+        model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(adapter)).eval()
+        model.set_adapter("default", inference_mode=False)
+    model.load_state_dict(single.state_dict())
+    return model
+
+
 def reference(folder, adapter=None):
     """Of a checkpoint, or of one with an adapter: then `gradient` and `step` are the adapter's."""
-    single = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter:
-        single = peft.PeftModel.from_pretrained(single, adapter)
+    single = in_32_bits(folder, adapter)
     with In64Bits():
-        # Made anew: the rotary frequencies of a loaded model were computed in 32 bits.
-        model = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.from_pretrained(folder), dtype=torch.float64, attn_implementation="eager").eval()
-        if adapter:
-            model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(adapter)).eval()
-            model.set_adapter("default", inference_mode=False)
-        model.load_state_dict(single.state_dict())
+        model = in_64_bits(single, folder, adapter)
         results = [answers(model, *example) for example in EXAMPLES]
         losses = torch.stack([loss for _, loss in results])
         losses.sum().backward()
@@ -278,14 +288,19 @@ def text():
     (HERE / "encodings.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-for seed, (name, config) in enumerate(CONFIGS.items()):
-    folder = HERE / name
-    shutil.rmtree(folder, ignore_errors=True)
-    initial(config, seed).save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    reference(folder)
-for seed, name in enumerate(ADAPTERS):
-    lora(name, 200 + seed)
-rotary()
-text()
-(HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")
+def main():
+    for seed, (name, config) in enumerate(CONFIGS.items()):
+        folder = HERE / name
+        shutil.rmtree(folder, ignore_errors=True)
+        initial(config, seed).save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        reference(folder)
+    for seed, name in enumerate(ADAPTERS):
+        lora(name, 200 + seed)
+    rotary()
+    text()
+    (HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ use crate::decoder::{
 };
 use crate::device::DeviceError;
 use crate::settings::TokenizedExample;
+use crate::weight_decay::WeightDecayGroups;
 use crate::weights::{Architecture, Layout, Weights, WeightsError};
 use dropout::drop_out;
 use rotary::Angles;
@@ -131,6 +132,14 @@ impl Transformer {
     /// The architecture.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
+    }
+
+    /// Whether weight decay applies to each trained parameter.
+    pub(super) fn decayed(&self, groups: WeightDecayGroups) -> Vec<bool> {
+        (groups.decayed(&self.whole, &self.places).into_iter())
+            .zip(&self.trained)
+            .filter_map(|(is_decayed, trained)| trained.map(|_| is_decayed))
+            .collect()
     }
 
     /// A copy of all parameters in ordinary memory, as 32-bit floats.
