@@ -34,6 +34,6 @@ pub use text::{TaskData, TextError, TextExample};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 #[cfg(feature = "torch")]
 pub use torch::*;
-pub use trainable::{LoraSettings, Trainable};
+pub use trainable::{Ia3Settings, LoraSettings, Trainable};
 pub use weight_decay::WeightDecayGroups;
 pub use weights::{Architecture, ArchitectureError, Layout, ParameterSpec, Weights, WeightsError};

@@ -52,9 +52,11 @@ mod tests {
         let text = std::fs::read_to_string(data.join("decay.json")).unwrap();
         let groups: BTreeMap<String, BTreeMap<String, Vec<String>>> =
             serde_json::from_str(&text).unwrap();
-        assert_eq!(groups.len(), 12);
+        assert_eq!(groups.len(), 16);
         for (folder, groups) in groups {
-            let base = folder.strip_suffix("_lora").unwrap_or(&folder);
+            let base = (folder.strip_suffix("_lora"))
+                .or(folder.strip_suffix("_ia3"))
+                .unwrap_or(&folder);
             let mut weights = hugging_face::load(&data.join(base), None).unwrap();
             if base != folder {
                 weights = hugging_face::load_adapter(&weights, &data.join(&folder)).unwrap();

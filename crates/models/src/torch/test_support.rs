@@ -2,7 +2,7 @@
 
 use super::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
 use crate::settings::{ModelSettings, TokenizedExample};
-use crate::trainable::{LoraSettings, Trainable};
+use crate::trainable::{Ia3Settings, LoraSettings, Trainable};
 use crate::weights::{Architecture, Weights};
 use tch::Kind;
 
@@ -25,6 +25,13 @@ fn checkpoint(folder: &str) -> Weights {
     crate::hugging_face::load(&data.join(folder), None).unwrap()
 }
 
+/// The same model with other values.
+fn moved(weights: Weights) -> Weights {
+    let flat = weights.flat().iter().enumerate();
+    let flat = flat.map(|(k, value)| value + 0.1 * (k as f32).sin());
+    Weights::from_flat(weights.architecture(), flat.collect()).unwrap()
+}
+
 /// Models of which not all parameters are trained.
 fn partly_trained() -> Vec<Weights> {
     let only = |weights: Weights, trainable| weights.with_trainable(trainable).unwrap();
@@ -35,14 +42,10 @@ fn partly_trained() -> Vec<Weights> {
             targets: Some(targets),
             ..LoraSettings::default()
         };
-        let weights = only(weights, Trainable::Lora(settings));
         // Not at the start, where half of the gradient is 0.
-        let flat = weights.flat().iter().enumerate();
-        let flat = flat
-            .map(|(k, value)| value + 0.1 * (k as f32).sin())
-            .collect();
-        Weights::from_flat(weights.architecture(), flat).unwrap()
+        moved(only(weights, Trainable::Lora(settings)))
     };
+    let ia3 = |weights| moved(only(weights, Trainable::Ia3(Ia3Settings::default())));
     vec![
         only(weights(true), Trainable::Bitfit),
         only(checkpoint("opt_post_norm"), Trainable::Bitfit),
@@ -51,6 +54,8 @@ fn partly_trained() -> Vec<Weights> {
         lora(weights(true), &["qkv", "up"]),
         lora(checkpoint("gpt_neox"), &["query_key_value", "dense"]),
         lora(checkpoint("qwen2"), &["q_proj", "v_proj", "gate_proj"]),
+        ia3(weights(true)),
+        ia3(checkpoint("opt_post_norm")),
     ]
 }
 
