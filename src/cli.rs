@@ -276,6 +276,18 @@ pub enum DatasetsArg {
     Learned,
 }
 
+/// The datasets of a fit.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DatasetsArgs {
+    /// The datasets that optimizer-dynamics goes by.
+    #[arg(long, value_enum, default_value_t)]
+    pub datasets: DatasetsArg,
+    /// Features of the training examples (Parquet or CSV with a column `key`, and `features` or
+    /// columns of numbers): learned datasets take up never recorded examples by them.
+    #[arg(long, value_name = "FILE")]
+    pub features: Option<PathBuf>,
+}
+
 /// What a fit minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum ObjectiveArg {
@@ -321,9 +333,9 @@ pub struct FitArgs {
     /// What to learn.
     #[arg(long, value_enum, default_value_t)]
     pub method: FitMethod,
-    /// The datasets that optimizer-dynamics goes by.
-    #[arg(long, value_enum, default_value_t)]
-    pub datasets: DatasetsArg,
+    /// Which datasets.
+    #[command(flatten)]
+    pub datasets: DatasetsArgs,
     /// What to minimise.
     #[arg(long, value_enum, default_value_t)]
     pub objective: ObjectiveArg,
@@ -738,9 +750,9 @@ pub struct WhatifArgs {
     /// simfluence-linear where there is one dataset only and the runs tell no others apart).
     #[arg(long, value_name = "FILE")]
     pub simulator: Option<PathBuf>,
-    /// The datasets that optimizer-dynamics goes by.
-    #[arg(long, value_enum, default_value_t)]
-    pub datasets: DatasetsArg,
+    /// Which datasets.
+    #[command(flatten)]
+    pub datasets: DatasetsArgs,
     /// Share of real losses that bands are to hold, where the simulator has bands.
     #[arg(long, default_value_t = 0.9, value_parser = level)]
     pub level: f64,
@@ -881,9 +893,9 @@ pub struct CompareArgs {
         conflicts_with_all = ["plots", "ablate", "simulator", "scores"]
     )]
     pub learning_curve: Vec<u32>,
-    /// The datasets that optimizer-dynamics goes by.
-    #[arg(long, value_enum, default_value_t)]
-    pub datasets: DatasetsArg,
+    /// Which datasets.
+    #[command(flatten)]
+    pub datasets: DatasetsArgs,
     /// Show what each ingredient of optimizer-dynamics is worth: a row without each.
     #[arg(long)]
     pub ablate: bool,

@@ -129,7 +129,7 @@ fn fit_dynamics(
     progress: &dyn Progress,
 ) -> Result<Vec<Fitted>> {
     let seed = args.split.seed;
-    let groups = crate::fit::datasets(open, train, args.datasets, seed, progress)?;
+    let groups = crate::fit::datasets(open, train, &args.datasets, seed, progress)?;
     let fit = |without| {
         let (fit, cost) =
             measured(|| crate::fit::optimizer_dynamics(&groups, train, seed, without, progress));

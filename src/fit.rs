@@ -1,10 +1,12 @@
 //! `simfluence fit`: run set → simulator file.
 
-use crate::cli::{DatasetsArg, FitArgs, FitMethod, Format, ObjectiveArg, ShrinkTo, SolverArg};
+use crate::cli::{
+    DatasetsArg, DatasetsArgs, FitArgs, FitMethod, Format, ObjectiveArg, ShrinkTo, SolverArg,
+};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Fit, Progress, Run};
-use simfluence_recorder::write_artifact;
+use simfluence_recorder::{read_features, write_artifact};
 use simfluence_simulators::baselines::FitMeanRun;
 use simfluence_simulators::optimizer_dynamics::{
     Ingredient, LearnedDatasets, OptimizerDynamicsParams, OptimizerDynamicsReport,
@@ -31,7 +33,7 @@ pub fn with_defaults(
 pub fn datasets(
     open: &OpenRuns,
     train: &[&Run],
-    which: DatasetsArg,
+    which: &DatasetsArgs,
     seed: u64,
     progress: &dyn Progress,
 ) -> Result<Vec<u32>> {
@@ -41,15 +43,21 @@ pub fn datasets(
             .iter()
             .any(|run| run.batch_losses.iter().any(Option::is_some))
     };
-    let learn = match which {
+    let learn = match which.datasets {
         DatasetsArg::Auto => names.len() < 2 && has_batch_losses(),
         DatasetsArg::Given => false,
         DatasetsArg::Learned => true,
     };
     if !learn {
+        if which.features.is_some() {
+            bail!("--features is for learned datasets: add --datasets learned");
+        }
         return Ok(groups.into_iter().map(|g| g as u32).collect());
     }
-    let learned = LearnedDatasets::learn(train, open.train_count(), seed, progress)?;
+    let mut learned = LearnedDatasets::learn(train, open.train_count(), seed, progress)?;
+    if let Some(path) = &which.features {
+        learned.place(&read_features(path, &open.set.train_examples().keys())?);
+    }
     tell(open, &learned, &names, &groups);
     Ok(learned.groups)
 }
@@ -76,7 +84,7 @@ fn tell(open: &OpenRuns, learned: &LearnedDatasets, names: &[String], given: &[u
     );
     if !learned.unobserved.is_empty() {
         eprintln!(
-            "note: {} training examples have no recorded batch loss; they count to the largest dataset",
+            "note: {} training examples have no recorded batch loss; they count to the largest dataset (give --features to place them)",
             learned.unobserved.len()
         );
     }
@@ -143,7 +151,7 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
         }
         FitMethod::OptimizerDynamics => {
             let (train, seed) = (&split.train, args.split.seed);
-            let groups = datasets(&open, train, args.datasets, seed, progress)?;
+            let groups = datasets(&open, train, &args.datasets, seed, progress)?;
             let simulator = optimizer_dynamics(&groups, train, seed, None, progress)?;
             write_artifact(&args.out, &simulator.to_artifact(&train_keys, &test_keys)?)?;
             return report_dynamics(args, simulator.report());

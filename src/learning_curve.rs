@@ -81,7 +81,7 @@ fn at(
     )?)];
     if wants(FitMethod::OptimizerDynamics) {
         let seed = args.split.seed;
-        let groups = crate::fit::datasets(open, train, args.datasets, seed, progress)?;
+        let groups = crate::fit::datasets(open, train, &args.datasets, seed, progress)?;
         let fit = crate::fit::optimizer_dynamics(&groups, train, seed, None, progress)?;
         simulators.push(Box::new(fit));
     }

@@ -1,6 +1,6 @@
 //! `simfluence plan --after`: how many runs, and which next?
 
-use crate::cli::{DatasetsArg, EditArgs, FillArg, Format, PlanArgs};
+use crate::cli::{DatasetsArg, DatasetsArgs, EditArgs, FillArg, Format, PlanArgs};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -89,7 +89,11 @@ pub fn run(args: &PlanArgs, run_set: &Path, progress: &dyn Progress) -> Result<(
     let open = OpenRuns::read(run_set)?;
     let mut train = training_runs(&open, &args.train_runs)?;
     let seed = args.seed.unwrap_or(0);
-    let groups = crate::fit::datasets(&open, &train, DatasetsArg::Given, seed, progress)?;
+    let given = DatasetsArgs {
+        datasets: DatasetsArg::Given,
+        ..DatasetsArgs::default()
+    };
+    let groups = crate::fit::datasets(&open, &train, &given, seed, progress)?;
     let simulator = crate::fit::optimizer_dynamics(&groups, &train, seed, None, progress)?;
     // What the fit left out (killed at once, diverged) tells nothing about the design either.
     let report = simulator.report();

@@ -138,7 +138,7 @@ fn default_simulator(
     progress: &dyn Progress,
 ) -> Result<Box<dyn Simulator>> {
     let seed = args.split.seed;
-    let groups = crate::fit::datasets(open, train, args.datasets, seed, progress)?;
+    let groups = crate::fit::datasets(open, train, &args.datasets, seed, progress)?;
     if groups.iter().all(|&group| group == groups[0]) {
         let linear = crate::fit::with_defaults(Variant::Linear, open, train, progress)?;
         return Ok(Box::new(linear));

@@ -57,7 +57,7 @@ pub struct LearnedDatasets {
     /// The mean squared error of left-out runs' residuals for 1, 2, … datasets.
     pub errors: Vec<f64>,
     /// Training examples without a recorded batch loss; they count as members of the largest
-    /// dataset.
+    /// dataset, until they are [placed](LearnedDatasets::place).
     pub unobserved: Vec<u32>,
 }
 
@@ -90,6 +90,39 @@ impl LearnedDatasets {
     /// Number of datasets.
     pub fn count(&self) -> usize {
         self.groups.iter().max().map_or(0, |&g| g as usize + 1)
+    }
+
+    /// Places training examples without a recorded batch loss by their features: each in the
+    /// dataset whose members have the nearest mean direction (the largest cosine).
+    ///
+    /// # Parameters
+    /// `features[i]`: those of training example `i`, all of one length; `None` where there are
+    /// none, and the example stays where it is.
+    pub fn place(&mut self, features: &[Option<Vec<f64>>]) {
+        let width = features.iter().flatten().map(Vec::len).max().unwrap_or(0);
+        let mut means = vec![vec![0.0; width]; self.count()];
+        for (i, own) in features.iter().enumerate() {
+            if let (Some(own), Err(_)) = (own, self.unobserved.binary_search(&(i as u32))) {
+                let length = norm(own);
+                let mean = &mut means[self.groups[i] as usize];
+                mean.iter_mut().zip(own).for_each(|(m, x)| *m += x / length);
+            }
+        }
+        let lengths: Vec<f64> = means.iter().map(|mean| norm(mean)).collect();
+        self.unobserved.retain(|&i| {
+            let Some(own) = &features[i as usize] else {
+                return true;
+            };
+            let cosine = |c: usize| {
+                let dot: f64 = means[c].iter().zip(own).map(|(m, x)| m * x).sum();
+                dot / lengths[c]
+            };
+            let nearest = (0..means.len())
+                .rev()
+                .max_by(|&a, &b| cosine(a).total_cmp(&cosine(b)));
+            self.groups[i as usize] = nearest.unwrap_or(0) as u32;
+            false
+        });
     }
 
     fn new(labels: Vec<u32>, errors: Vec<f64>, seen: &[u32]) -> Self {
@@ -336,6 +369,12 @@ fn note(cells: &mut Vec<Cell>, place: u32, residual: f64) {
     }
 }
 
+/// Length of a vector, never 0.
+fn norm(x: &[f64]) -> f64 {
+    let square: f64 = x.iter().map(|x| x * x).sum();
+    square.sqrt().max(f64::MIN_POSITIVE)
+}
+
 /// `Σ n (r̄ − μ − o)²` at the best `o`, shrunk: `o = Σ n (r̄ − μ) / (Σ n + 2)`.
 fn distance(cells: &[Cell], centroid: &[f64]) -> f64 {
     let (mut count, mut sum, mut square) = (0.0, 0.0, 0.0);
@@ -411,6 +450,22 @@ mod tests {
             assert_eq!(learned.groups[i], learned.groups[i % 3]);
         }
         assert_eq!(learned.unobserved, [12]);
+    }
+
+    #[test]
+    fn an_example_that_was_never_trained_on_is_placed_by_its_features() {
+        let mut learned = learned(&runs(12, false));
+        let largest = learned.groups[12];
+        // Kind 1 points up; other lengths than 1 change nothing.
+        let direction = |kind: usize| [[1.0, 0.1], [0.2, 3.0], [-1.0, 0.0]][kind].to_vec();
+        let mut features: Vec<_> = (0..13).map(|i| Some(direction(i % 3))).collect();
+        features[12] = None;
+        learned.place(&features);
+        assert_eq!((learned.groups[12], learned.unobserved.len()), (largest, 1));
+        features[12] = Some(vec![0.0, 0.5]);
+        learned.place(&features);
+        assert_eq!(learned.groups[12], learned.groups[1]);
+        assert!(learned.unobserved.is_empty());
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //! search that compares values of the objective cannot resolve more than half of the digits at
 //! once.
 
-use crate::exact::{Residual, Solved};
-use crate::lanes::{Kernel, MulAdd, dispatch};
-use crate::teacher_forced::{Block, Rows, Target};
+use crate::aligned::Aligned;
+use crate::exact::Solved;
+use crate::teacher_forced::{Block, Target};
 use crate::whitening::Whitening;
 use crate::{FitError, Solver};
 use argmin::core::{CostFunction, Error, Executor, Gradient, Operator, State};
@@ -27,8 +27,7 @@ type Vector = DVector<f64>;
 
 /// `C⁻¹ (Φᵀ Φ + Λ) C⁻ᵀ` of one test example.
 struct Normal<'a, const K: usize> {
-    block: &'a Block<K, 1>,
-    rows: &'a Rows,
+    block: &'a Block<'a, K, 1>,
     penalty: [f64; 2],
     whitening: &'a Whitening<K>,
 }
@@ -37,31 +36,8 @@ impl<const K: usize> Normal<'_, K> {
     fn times(&self, u: &Vector) -> Vector {
         let d = self.whitening.to_parameters(u);
         let mut out = vec![[0.0]; d.len()];
-        dispatch(Apply {
-            normal: self,
-            d: &d,
-            out: &mut out,
-        });
+        self.block.normal(self.penalty).apply(&d, &mut out);
         self.whitening.to_gradient(&out)
-    }
-}
-
-struct Apply<'a, const K: usize> {
-    normal: &'a Normal<'a, K>,
-    d: &'a [[f64; 1]],
-    out: &'a mut [[f64; 1]],
-}
-
-impl<const K: usize> Kernel for Apply<'_, K> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<M: MulAdd>(self) {
-        let normal = self.normal;
-        normal
-            .block
-            .normal(normal.rows, normal.penalty)
-            .apply::<M>(self.d, self.out);
     }
 }
 
@@ -104,78 +80,58 @@ type Answer = Result<(Option<Vector>, u64), Error>;
 /// Solves by argmin's conjugate gradients.
 pub(crate) fn conjugate_gradients<const K: usize>(
     block: &Block<K, 1>,
-    rows: &Rows,
     target: &Target,
-    test: usize,
 ) -> Result<Solved<1>, FitError> {
-    repeat(
-        block,
-        rows,
-        target,
-        test,
-        Solver::Cg,
-        |quadratic, tolerance| {
-            let solver = ConjugateGradient::new(quadratic.right.clone());
-            let zero = Vector::zeros(quadratic.right.len());
-            // The cost that this solver reports is the squared norm of its residual.
-            let mut state = Executor::new(quadratic, solver)
-                .configure(|state| {
-                    state
-                        .param(zero)
-                        .max_iters(target.max_iterations)
-                        .target_cost(tolerance * tolerance)
-                })
-                .ctrlc(false)
-                .run()?
-                .state;
-            let iterations = state.get_iter();
-            Ok((state.take_best_param(), iterations))
-        },
-    )
+    repeat(block, target, Solver::Cg, |quadratic, tolerance| {
+        let solver = ConjugateGradient::new(quadratic.right.clone());
+        let zero = Vector::zeros(quadratic.right.len());
+        // The cost that this solver reports is the squared norm of its residual.
+        let mut state = Executor::new(quadratic, solver)
+            .configure(|state| {
+                state
+                    .param(zero)
+                    .max_iters(target.max_iterations)
+                    .target_cost(tolerance * tolerance)
+            })
+            .ctrlc(false)
+            .run()?
+            .state;
+        let iterations = state.get_iter();
+        Ok((state.take_best_param(), iterations))
+    })
 }
 
 /// Solves by argmin's L-BFGS.
 pub(crate) fn lbfgs<const K: usize>(
     block: &Block<K, 1>,
-    rows: &Rows,
     target: &Target,
-    test: usize,
 ) -> Result<Solved<1>, FitError> {
-    repeat(
-        block,
-        rows,
-        target,
-        test,
-        Solver::Lbfgs,
-        |quadratic, tolerance| {
-            let solver = LBFGS::new(MoreThuenteLineSearch::new(), MEMORY)
-                .with_tolerance_grad(tolerance.max(RESOLVED))?
-                .with_tolerance_cost(0.0)?;
-            let zero = Vector::zeros(quadratic.right.len());
-            let mut state = Executor::new(quadratic, solver)
-                .configure(|state| state.param(zero).max_iters(target.max_iterations))
-                .ctrlc(false)
-                .run()?
-                .state;
-            let iterations = state.get_iter();
-            Ok((state.take_best_param(), iterations))
-        },
-    )
+    repeat(block, target, Solver::Lbfgs, |quadratic, tolerance| {
+        let solver = LBFGS::new(MoreThuenteLineSearch::new(), MEMORY)
+            .with_tolerance_grad(tolerance.max(RESOLVED))?
+            .with_tolerance_cost(0.0)?;
+        let zero = Vector::zeros(quadratic.right.len());
+        let mut state = Executor::new(quadratic, solver)
+            .configure(|state| state.param(zero).max_iters(target.max_iterations))
+            .ctrlc(false)
+            .run()?
+            .state;
+        let iterations = state.get_iter();
+        Ok((state.take_best_param(), iterations))
+    })
 }
 
 fn repeat<const K: usize>(
     block: &Block<K, 1>,
-    rows: &Rows,
     target: &Target,
-    test: usize,
     solver: Solver,
     solve: impl Fn(Quadratic<'_, K>, f64) -> Answer,
 ) -> Result<Solved<1>, FitError> {
+    let test = block.data.first;
     let penalty = target.penalty.of(target.form.variant);
     let whitening = Whitening::new(block, penalty);
     let normal = Normal {
         block,
-        rows,
         penalty,
         whitening: &whitening,
     };
@@ -222,15 +178,9 @@ fn repeat<const K: usize>(
             tolerance: target.tolerance,
         });
     }
-    let parameters = whitening.to_parameters(&u);
+    let parameters = Aligned::from(&whitening.to_parameters(&u)[..]);
     Ok(Solved {
-        objective: dispatch(Residual {
-            block,
-            rows,
-            penalty,
-            parameters: &parameters,
-            residual: &mut vec![[0.0]; parameters.len()],
-        }),
+        objective: block.residual(penalty, &parameters, &mut vec![[0.0]; parameters.len()]),
         parameters,
         iterations: [iterations],
     })

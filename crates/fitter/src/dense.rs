@@ -1,7 +1,7 @@
 //! The normal equations of one test example, formed and factored: the last resort of the solver
 //! `exact`, and the truth in tests.
 
-use crate::teacher_forced::{Block, Rows};
+use crate::teacher_forced::Block;
 use nalgebra::{Cholesky, DMatrix, DVector};
 
 /// Relative residual that a factorisation must reach to count as a solution.
@@ -11,15 +11,14 @@ const SOLVED: f64 = 1e-8;
 /// that neither data nor penalty touch stay 0.
 pub(crate) fn solve<const K: usize, const N: usize>(
     block: &Block<K, N>,
-    rows: &Rows,
     penalty: [f64; 2],
     lane: usize,
 ) -> Option<Vec<f64>> {
     let size = block.right_side.len();
     let mut matrix = DMatrix::<f64>::zeros(size, size);
-    for (row, coefficients) in block.coefficients.chunks_exact(K).enumerate() {
-        for (i, x) in rows.exposures.row(row) {
-            for (j, y) in rows.exposures.row(row) {
+    for (row, coefficients) in block.coefficients().chunks_exact(K).enumerate() {
+        for (i, x) in block.data.rows.exposures.row(row) {
+            for (j, y) in block.data.rows.exposures.row(row) {
                 for (k, a) in coefficients.iter().enumerate() {
                     for (h, b) in coefficients.iter().enumerate() {
                         matrix[(i as usize * K + k, j as usize * K + h)] +=

@@ -105,18 +105,18 @@ impl Exposures {
     /// The entries of a row as two slices.
     #[inline(always)]
     pub(crate) fn entries(&self, row: usize) -> (&[u32], &[f64]) {
-        self.entries_with(row, &self.values)
+        let range = self.starts[row]..self.starts[row + 1];
+        (&self.ids[range.clone()], &self.values[range])
     }
 
-    /// The entries of a row, with their values taken from `values` instead.
+    /// The entries of all rows in turn, with their values taken from `values` instead.
     #[inline(always)]
-    pub(crate) fn entries_with<'a, T>(
+    pub(crate) fn rows_with<'a, T>(
         &'a self,
-        row: usize,
         values: &'a [T],
-    ) -> (&'a [u32], &'a [T]) {
-        let range = self.starts[row]..self.starts[row + 1];
-        (&self.ids[range.clone()], &values[range])
+    ) -> impl Iterator<Item = (&'a [u32], &'a [T])> {
+        let bounds = self.starts.windows(2);
+        bounds.map(|ends| (&self.ids[ends[0]..ends[1]], &values[ends[0]..ends[1]]))
     }
 
     /// The values of all entries, row by row.

@@ -1,5 +1,6 @@
 //! Fits all test examples: blocks in parallel, one solver each.
 
+use crate::aligned::Aligned;
 use crate::lanes::LANES;
 use crate::parameters::{Parameters, finish_block};
 use crate::teacher_forced::{Block, Form, Rows, Target};
@@ -183,7 +184,7 @@ pub fn fit(
 }
 
 struct FittedBlock {
-    parameters: Vec<[f64; LANES]>,
+    parameters: Aligned<f64, LANES>,
     objective: [f64; LANES],
     iterations: [u64; LANES],
 }
@@ -212,7 +213,7 @@ fn fit_block<const K: usize>(
     let target = settings.target();
     if settings.solver == Solver::Exact {
         let block = Block::<K, LANES>::new(problem, rows, target.form, first);
-        let mut solved = exact::solve(&block, rows, &target, first)?;
+        let mut solved = exact::solve(&block, &target)?;
         let seen = |id, lane| block.has_seen(id, lane);
         finish_block(
             settings.variant,
@@ -227,7 +228,7 @@ fn fit_block<const K: usize>(
         });
     }
     let mut fitted = FittedBlock {
-        parameters: vec![[0.0; LANES]; problem.train_count() * K],
+        parameters: Aligned::zeros(problem.train_count() * K),
         objective: [0.0; LANES],
         iterations: [0; LANES],
     };
@@ -235,11 +236,9 @@ fn fit_block<const K: usize>(
         let test = first + lane;
         let block = Block::<K, 1>::new(problem, rows, target.form, test);
         let mut single = match (settings.objective, settings.solver) {
-            (Objective::Rollout, _) => {
-                rollout::solve(problem, &block, rows, rollouts, &target, test)?
-            }
-            (_, Solver::Cg) => argmin_solvers::conjugate_gradients(&block, rows, &target, test)?,
-            _ => argmin_solvers::lbfgs(&block, rows, &target, test)?,
+            (Objective::Rollout, _) => rollout::solve(problem, &block, rollouts, &target)?,
+            (_, Solver::Cg) => argmin_solvers::conjugate_gradients(&block, &target)?,
+            _ => argmin_solvers::lbfgs(&block, &target)?,
         };
         let seen = |id, lane| block.has_seen(id, lane);
         finish_block(
@@ -248,7 +247,7 @@ fn fit_block<const K: usize>(
             &mut single.parameters,
             seen,
         );
-        for (all, one) in fitted.parameters.iter_mut().zip(&single.parameters) {
+        for (all, one) in fitted.parameters.iter_mut().zip(single.parameters.iter()) {
             all[lane] = one[0];
         }
         fitted.objective[lane] = single.objective[0];

@@ -10,16 +10,19 @@
 //! - [`Identifiability`]: what the runs cannot tell.
 //! - [`Parameters::simulate`]: the simulation that fitted parameters define.
 
+mod aligned;
 mod argmin_solvers;
 mod dense;
 mod error;
 mod exact;
 mod exposures;
 mod fit;
+mod gradients;
 mod identifiability;
 mod lanes;
 mod parameters;
 mod path;
+mod preconditioner;
 mod problem;
 mod rollout;
 mod selection;

@@ -1,5 +1,6 @@
 //! The parameters of all test examples, and the simulation that they define.
 
+use crate::aligned::Aligned;
 use crate::lanes::{Kernel, LANES, MulAdd, axpy, dispatch};
 use crate::teacher_forced::{centre, neutral};
 use crate::{Exposures, Shrinkage, Variant};
@@ -26,7 +27,7 @@ pub struct Parameters {
     variant: Variant,
     train_count: usize,
     test_count: usize,
-    blocks: Vec<Vec<[f64; LANES]>>,
+    blocks: Vec<Aligned<f64, LANES>>,
 }
 
 impl Parameters {
@@ -49,13 +50,11 @@ impl Parameters {
         };
         let block = |first: usize| {
             let lanes = LANES.min(test_count - first);
-            let mut values = Vec::with_capacity(train_count * tables.len());
-            for i in 0..train_count {
-                for table in &tables {
-                    let mut entry = [0.0; LANES];
+            let mut values = Aligned::zeros(train_count * tables.len());
+            for (i, terms) in values.chunks_exact_mut(tables.len()).enumerate() {
+                for (entry, table) in terms.iter_mut().zip(&tables) {
                     let start = i * test_count + first;
                     entry[..lanes].copy_from_slice(&table[start..start + lanes]);
-                    values.push(entry);
                 }
             }
             values
@@ -76,7 +75,7 @@ impl Parameters {
         variant: Variant,
         train_count: usize,
         test_count: usize,
-        mut blocks: Vec<Vec<[f64; LANES]>>,
+        mut blocks: Vec<Aligned<f64, LANES>>,
     ) -> Self {
         if let Some(last) = blocks.last_mut() {
             let used = (test_count - 1) % LANES + 1;
@@ -157,7 +156,7 @@ impl Parameters {
         self.check(exposures, initial);
         let columns: Vec<Vec<[f32; LANES]>> = (0..self.blocks.len())
             .into_par_iter()
-            .map_init(Vec::new, |scratch, block| {
+            .map_init(Aligned::default, |scratch, block| {
                 self.simulate_block(exposures, initial, block, scratch)
             })
             .collect();
@@ -241,7 +240,7 @@ impl Parameters {
         }
         let entries = path.iter().map(|&(c, _)| curricula[c].values().len()).sum();
         let blocks = (0..self.blocks.len()).into_par_iter();
-        let results = blocks.map_init(Vec::new, |scratch, block| {
+        let results = blocks.map_init(Aligned::default, |scratch, block| {
             let parameters = self.ready(block, entries, scratch);
             let mut states = vec![start_of(initial, block)];
             let each = path
@@ -279,7 +278,7 @@ impl Parameters {
         &'a self,
         block: usize,
         entries: usize,
-        scratch: &'a mut Vec<[f64; LANES]>,
+        scratch: &'a mut Aligned<f64, LANES>,
     ) -> &'a [[f64; LANES]] {
         if entries < self.train_count {
             return &self.blocks[block];
@@ -321,7 +320,7 @@ impl Parameters {
         exposures: &Exposures,
         initial: &[f32],
         block: usize,
-        scratch: &mut Vec<[f64; LANES]>,
+        scratch: &mut Aligned<f64, LANES>,
     ) -> Vec<[f32; LANES]> {
         let start = start_of(initial, block);
         let parameters = self.ready(block, exposures.values().len(), scratch);

@@ -5,9 +5,10 @@
 //! with, this costs some dot products and no pass over the data.
 
 use crate::FitError;
+use crate::aligned::Aligned;
 use crate::exact::{self, Start};
 use crate::lanes::{Kernel, MulAdd, accumulate, dispatch};
-use crate::teacher_forced::{Block, Rows, Target};
+use crate::teacher_forced::{Block, Target};
 
 /// Solutions that are remembered: a fourth saves less than a dot product with it costs.
 const REMEMBERED: usize = 3;
@@ -16,43 +17,37 @@ const NEW: f64 = 1e-12;
 
 /// What has been solved so far.
 pub(crate) struct Path<'a, const K: usize, const N: usize> {
-    block: &'a Block<K, N>,
-    rows: &'a Rows,
-    /// The test example of lane 0.
-    first: usize,
+    block: &'a Block<'a, K, N>,
     known: Vec<Known<N>>,
 }
 
 /// A solution.
 struct Known<const N: usize> {
     /// `d`, `[n × K]`.
-    parameters: Vec<[f64; N]>,
+    parameters: Aligned<f64, N>,
     /// `Φᵀ Φ d`, `[n × K]`.
-    image: Vec<[f64; N]>,
+    image: Aligned<f64, N>,
 }
 
 impl<'a, const K: usize, const N: usize> Path<'a, K, N> {
-    pub fn new(block: &'a Block<K, N>, rows: &'a Rows, first: usize) -> Self {
+    pub fn new(block: &'a Block<K, N>) -> Self {
         Self {
             block,
-            rows,
-            first,
             known: Vec::new(),
         }
     }
 
     /// The solution at the penalty of `target`, `[n × K]`.
-    pub fn solve(&mut self, target: &Target) -> Result<&[[f64; N]], FitError> {
+    pub fn solve(&mut self, target: &Target) -> Result<&Aligned<f64, N>, FitError> {
         let penalty = target.penalty.of(target.form.variant);
         let start = dispatch(Combination::<K, N> {
             right_side: &self.block.right_side,
             known: &self.known,
             penalty,
         });
-        let (solved, mut image) =
-            exact::solve_from::<K, N>(self.block, self.rows, target, start, self.first)?;
-        let places = image.iter_mut().zip(&self.block.right_side);
-        for (p, ((image, right), d)) in places.zip(&solved.parameters).enumerate() {
+        let (solved, mut image) = exact::solve_from::<K, N>(self.block, target, start)?;
+        let places = image.iter_mut().zip(self.block.right_side.iter());
+        for (p, ((image, right), d)) in places.zip(solved.parameters.iter()).enumerate() {
             *image = std::array::from_fn(|l| right[l] - image[l] - penalty[p % K] * d[l]);
         }
         self.known.truncate(REMEMBERED - 1);
@@ -69,7 +64,7 @@ impl<'a, const K: usize, const N: usize> Path<'a, K, N> {
 
 /// The best combination of the known solutions, and its residual.
 struct Combination<'a, const K: usize, const N: usize> {
-    right_side: &'a [[f64; N]],
+    right_side: &'a Aligned<f64, N>,
     known: &'a [Known<N>],
     penalty: [f64; 2],
 }
@@ -85,7 +80,7 @@ impl<const K: usize, const N: usize> Kernel for Combination<'_, K, N> {
             for (t, other) in self.known[..=s].iter().enumerate() {
                 products[s][t] = other.energy::<K, M>(one, &self.penalty);
             }
-            for (d, b) in one.parameters.iter().zip(self.right_side) {
+            for (d, b) in one.parameters.iter().zip(self.right_side.iter()) {
                 accumulate::<f64, N, M>(&mut right[s], d, b);
             }
         }
@@ -98,8 +93,8 @@ impl<const K: usize, const N: usize> Kernel for Combination<'_, K, N> {
             }
         }
         let mut start = Start {
-            parameters: vec![[0.0; N]; self.right_side.len()],
-            residual: self.right_side.to_vec(),
+            parameters: Aligned::zeros(self.right_side.len()),
+            residual: self.right_side.clone(),
         };
         for (known, share) in self.known.iter().zip(&shares) {
             known.add::<K, M>(share, &self.penalty, &mut start);
@@ -188,6 +183,7 @@ fn minimum(p: &[[f64; REMEMBERED]; REMEMBERED], q: &[f64; REMEMBERED]) -> [f64; 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::teacher_forced::Rows;
     use crate::test_support::noisy_problem;
     use crate::{FitSettings, LANES, Penalty};
 
@@ -210,15 +206,15 @@ mod tests {
         let settings = FitSettings::new(Penalty { a: 1.0, b: 1.0 });
         let mut target = settings.target();
         let block = Block::<2, LANES>::new(&problem, &rows, target.form, 0);
-        let mut path = Path::new(&block, &rows, 0);
+        let mut path = Path::new(&block);
         for lambda in [10.0, 1.0, 0.3, 0.1, 0.03] {
             target.penalty = Penalty {
                 a: lambda,
                 b: 0.5 * lambda,
             };
-            let alone = exact::solve(&block, &rows, &target, 0).unwrap();
+            let alone = exact::solve(&block, &target).unwrap();
             let on_path = path.solve(&target).unwrap();
-            for (one, other) in on_path.iter().zip(&alone.parameters) {
+            for (one, other) in on_path.iter().zip(alone.parameters.iter()) {
                 for l in 0..LANES {
                     assert!((one[l] - other[l]).abs() <= 1e-10 * (1.0 + other[l].abs()));
                 }

@@ -1,5 +1,6 @@
 //! Recorded runs as arrays, and what is fitted to them.
 
+use crate::aligned::Aligned;
 use crate::lanes::LANES;
 use crate::{Exposures, FitError};
 use serde::{Deserialize, Serialize};
@@ -137,7 +138,7 @@ pub struct Problem {
     evaluation_count: usize,
     /// In blocks of [`LANES`] test examples, `[evaluations × LANES]` each, because that is how a
     /// fit reads them: from begin to end. Lanes beyond the last test example are never read.
-    losses: Vec<[f64; LANES]>,
+    losses: Aligned<f64, LANES>,
     measured: Option<Vec<[bool; LANES]>>,
 }
 
@@ -163,7 +164,7 @@ impl Problem {
             places: Vec::with_capacity(sequences.len()),
             test_count,
             evaluation_count,
-            losses: vec![[0.0; LANES]; size],
+            losses: Aligned::zeros(size),
             measured: any_missing.then(|| vec![[true; LANES]; size]),
         };
         let mut evaluation = 0;
@@ -245,28 +246,19 @@ impl Problem {
         evaluation: usize,
         first: usize,
     ) -> ([f64; N], [f64; N]) {
-        if self.measured.is_none()
-            && first + N <= self.test_count
-            && let lanes = &self.losses[first / LANES * self.evaluation_count + evaluation]
-            && let Some(losses) = lanes[first % LANES..].first_chunk()
-        {
-            return (*losses, [1.0; N]);
+        let place = first / LANES * self.evaluation_count + evaluation;
+        let lanes = first % LANES..first % LANES + N;
+        let losses = &self.losses[place][lanes.clone()];
+        let mut weights = std::array::from_fn(|l| f64::from(u8::from(first + l < self.test_count)));
+        let Some(measured) = &self.measured else {
+            return (std::array::from_fn(|l| losses[l]), weights);
+        };
+        let measured = &measured[place][lanes];
+        for l in 0..N {
+            weights[l] *= f64::from(u8::from(measured[l]));
         }
-        self.some_lanes(evaluation, first)
-    }
-
-    /// As [`Problem::lanes`], where some may be missing.
-    #[inline(never)]
-    fn some_lanes<const N: usize>(&self, evaluation: usize, first: usize) -> ([f64; N], [f64; N]) {
-        let (mut values, mut weights) = ([0.0; N], [0.0; N]);
-        let count = N.min(self.test_count - first);
-        for lane in 0..count {
-            if let Some(loss) = self.loss(evaluation, first + lane) {
-                values[lane] = loss;
-                weights[lane] = 1.0;
-            }
-        }
-        (values, weights)
+        let losses = std::array::from_fn(|l| if measured[l] { losses[l] } else { 0.0 });
+        (losses, weights)
     }
 }
 

@@ -7,10 +7,11 @@
 //! `∂F/∂B_i = Σ_t g_t x_t(i)`, plus the penalties'. It is minimised by argmin's L-BFGS in the
 //! variables of [`Whitening`].
 
+use crate::aligned::Aligned;
 use crate::argmin_solvers::MEMORY;
 use crate::exact::{self, Solved};
 use crate::parameters::{finish_block, roll_out};
-use crate::teacher_forced::{Block, Rows, Target, centre};
+use crate::teacher_forced::{Block, Target, centre};
 use crate::whitening::Whitening;
 use crate::{FitError, Problem, Solver, Variant, fit::TEACHER_FORCED_TOLERANCE};
 use argmin::core::{CostFunction, Error, Executor, Gradient, State};
@@ -50,7 +51,7 @@ struct ClosedLoop<'a> {
     /// Penalty per term.
     penalty: [f64; 2],
     /// `θ*`, `[n × terms]`.
-    anchor: Vec<[f64; 1]>,
+    anchor: Aligned<f64, 1>,
     test: usize,
 }
 
@@ -196,16 +197,15 @@ impl<const K: usize> Gradient for &Whitened<'_, K> {
 pub(crate) fn solve<const K: usize>(
     problem: &Problem,
     block: &Block<K, 1>,
-    rows: &Rows,
     sequences: &[usize],
     target: &Target,
-    test: usize,
 ) -> Result<Solved<1>, FitError> {
+    let test = block.data.first;
     let anchor_target = Target {
         tolerance: TEACHER_FORCED_TOLERANCE,
         ..*target
     };
-    let mut anchor = exact::solve(block, rows, &anchor_target, test)?.parameters;
+    let mut anchor = exact::solve(block, &anchor_target)?.parameters;
     let form = target.form;
     finish_block(form.variant, form.shrinkage, &mut anchor, |id, lane| {
         block.has_seen(id, lane)
@@ -224,7 +224,7 @@ pub(crate) fn solve<const K: usize>(
     let deviation = whitening.to_parameters(&u);
     let objective = closed_loop.value(&deviation);
     let centre = centre(form);
-    let mut parameters = closed_loop.parameters(&deviation);
+    let mut parameters = Aligned::from(&closed_loop.parameters(&deviation)[..]);
     for (p, value) in parameters.iter_mut().enumerate() {
         value[0] -= centre[p % K];
     }
@@ -311,7 +311,7 @@ mod tests {
         sequences: &'a [usize],
         variant: Variant,
     ) -> ClosedLoop<'a> {
-        let anchor = (0..problem.train_count())
+        let anchor: Vec<[f64; 1]> = (0..problem.train_count())
             .flat_map(|i| {
                 let (a, b) = (0.9 + 0.02 * (i % 5) as f64, 0.1 - 0.03 * (i % 7) as f64);
                 match variant {
@@ -326,7 +326,7 @@ mod tests {
             sequences,
             variant,
             penalty: [0.3, 0.7],
-            anchor,
+            anchor: Aligned::from(&anchor[..]),
             test: 1,
         }
     }

@@ -229,7 +229,7 @@ fn validate<const K: usize>(
 ) -> Result<Errors, FitError> {
     let form = settings.target().form;
     let block = Block::<K, LANES>::new(problem, &part.rows, form, first);
-    let mut solutions = Path::new(&block, &part.rows, first);
+    let mut solutions = Path::new(&block);
     let mut errors = Vec::with_capacity(path.len());
     for &penalty in path {
         let target = Target {
@@ -238,7 +238,7 @@ fn validate<const K: usize>(
             tolerance: SEARCH_TOLERANCE,
             max_iterations: settings.max_iterations,
         };
-        let mut parameters = solutions.solve(&target)?.to_vec();
+        let mut parameters = solutions.solve(&target)?.clone();
         finish_block(form.variant, form.shrinkage, &mut parameters, |id, lane| {
             block.has_seen(id, lane)
         });

@@ -5,8 +5,10 @@
 //! the terms `(A, B)` and `y_t` what `θ₀` leaves unexplained. Its normal equations are
 //! `(Φᵀ Φ + Λ) d = Φᵀ y`; `Φ` is never formed, its sparse pattern is that of the exposures.
 
+use crate::aligned::Aligned;
 use crate::lanes::{Kernel, MulAdd, Real, accumulate, axpy, dispatch};
 use crate::{Exposures, FitError, Penalty, Problem, Shrinkage, Variant};
+use std::cell::OnceCell;
 
 /// The steps of some sequences with both `L_{t-1}` and `L_t` measured; shared by all test
 /// examples.
@@ -71,18 +73,48 @@ pub(crate) struct Form {
     pub shrinkage: Shrinkage,
 }
 
+/// What is fitted to which losses.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Data<'a> {
+    pub problem: &'a Problem,
+    pub rows: &'a Rows,
+    pub form: Form,
+    /// The test example of lane 0.
+    pub first: usize,
+}
+
+impl Data<'_> {
+    /// `c_{t,k}` and `y_t` of a row, both 0 where one of its losses was not measured.
+    #[inline(always)]
+    fn row<const K: usize, const N: usize>(&self, row: usize) -> ([[f64; N]; K], [f64; N]) {
+        let (before, after) = self.rows.evaluations[row];
+        let (previous, seen) = self.problem.lanes::<N>(before, self.first);
+        let (next, seen_too) = self.problem.lanes::<N>(after, self.first);
+        let alpha = match self.form.variant {
+            Variant::Additive => 1.0,
+            _ => self.form.shrinkage.value() * self.rows.sums[row],
+        };
+        let weight: [f64; N] = std::array::from_fn(|l| seen[l] * seen_too[l]);
+        let target = std::array::from_fn(|l| weight[l] * (next[l] - alpha * previous[l]));
+        let mut coefficients = [weight; K];
+        if self.form.variant.has_a() {
+            coefficients[0] = std::array::from_fn(|l| weight[l] * previous[l]);
+        }
+        (coefficients, target)
+    }
+}
+
 /// The least-squares problem of `N` test examples: `K` terms per training example.
-pub(crate) struct Block<const K: usize, const N: usize> {
-    /// `c_{t,k}`, `[rows × K]`.
-    pub coefficients: Vec<[f64; N]>,
-    /// The same in single precision.
-    pub single: Vec<[f32; N]>,
-    /// `y_t`, `[rows]`.
-    pub targets: Vec<[f64; N]>,
+pub(crate) struct Block<'a, const K: usize, const N: usize> {
+    pub data: Data<'a>,
+    /// `c_{t,k}` in single precision, `[rows × K]`.
+    single: Aligned<f32, N>,
+    /// The same in double precision, once needed.
+    double: OnceCell<Aligned<f64, N>>,
     /// `Φᵀ y`, `[n × K]`.
-    pub right_side: Vec<[f64; N]>,
+    pub right_side: Aligned<f64, N>,
     /// Upper triangles of the `K × K` diagonal blocks of `Φᵀ Φ`, `[n × K(K+1)/2]`.
-    pub diagonal: Vec<[f64; N]>,
+    pub diagonal: Aligned<f64, N>,
 }
 
 /// Entries of the upper triangle of a `terms × terms` block.
@@ -90,71 +122,101 @@ pub(crate) const fn triangle(terms: usize) -> usize {
     terms * (terms + 1) / 2
 }
 
-impl<const K: usize, const N: usize> Block<K, N> {
+impl<'a, const K: usize, const N: usize> Block<'a, K, N> {
     /// The problem of the test examples `first..first + N`.
-    pub fn new(problem: &Problem, rows: &Rows, form: Form, first: usize) -> Self {
-        dispatch(Assemble::<K, N> {
+    pub fn new(problem: &'a Problem, rows: &'a Rows, form: Form, first: usize) -> Self {
+        let data = Data {
             problem,
             rows,
             form,
             first,
+        };
+        dispatch(Assemble { data })
+    }
+
+    /// `c_{t,k}`, `[rows × K]`.
+    pub fn coefficients(&self) -> &[[f64; N]] {
+        self.double.get_or_init(|| {
+            let mut all = Aligned::zeros(self.data.rows.len() * K);
+            for (row, own) in all.chunks_exact_mut(K).enumerate() {
+                own.copy_from_slice(&self.data.row::<K, N>(row).0);
+            }
+            all
         })
     }
 
     /// `Φᵀ Φ + Λ` in double precision.
-    #[inline(always)]
-    pub fn normal<'a>(&'a self, rows: &'a Rows, penalty: [f64; 2]) -> Normal<'a, f64, K, N> {
+    pub fn normal(&self, penalty: [f64; 2]) -> Normal<'_, f64, K, N> {
         Normal {
-            exposures: &rows.exposures,
-            values: rows.exposures.values(),
-            coefficients: &self.coefficients,
+            exposures: &self.data.rows.exposures,
+            values: self.data.rows.exposures.values(),
+            coefficients: self.coefficients(),
             penalty,
         }
     }
 
     /// `Φᵀ Φ + Λ` in single precision.
-    #[inline(always)]
-    pub fn normal_single<'a>(&'a self, rows: &'a Rows, penalty: [f64; 2]) -> Normal<'a, f32, K, N> {
+    pub fn normal_single(&self, penalty: [f64; 2]) -> Normal<'_, f32, K, N> {
         Normal {
-            exposures: &rows.exposures,
-            values: &rows.single,
+            exposures: &self.data.rows.exposures,
+            values: &self.data.rows.single,
             coefficients: &self.single,
             penalty: penalty.map(|p| p as f32),
         }
     }
 
     /// `r ← Φᵀ (y − Φ d) − Λ d`, half of the negative gradient; gives the objective at `d`.
-    #[inline(always)]
-    pub fn residual<M: MulAdd>(
-        &self,
-        exposures: &Exposures,
-        penalty: &[f64; 2],
-        d: &[[f64; N]],
-        r: &mut [[f64; N]],
-    ) -> [f64; N] {
-        let mut total = [0.0; N];
-        for (r, terms) in r.chunks_exact_mut(K).zip(d.chunks_exact(K)) {
-            for k in 0..K {
-                r[k] = std::array::from_fn(|l| -penalty[k] * terms[k][l]);
-                for l in 0..N {
-                    total[l] = M::double(-r[k][l], terms[k][l], total[l]);
-                }
-            }
-        }
-        for (row, coefficients) in self.coefficients.chunks_exact(K).enumerate() {
-            let (ids, values) = exposures.entries(row);
-            let explained = predict::<f64, K, N, M>(ids, values, coefficients, d);
-            let rest: [f64; N] = std::array::from_fn(|l| self.targets[row][l] - explained[l]);
-            accumulate::<f64, N, M>(&mut total, &rest, &rest);
-            spread::<f64, K, N, M>(ids, values, coefficients, &rest, r);
-        }
-        total
+    pub fn residual(&self, penalty: [f64; 2], d: &[[f64; N]], r: &mut [[f64; N]]) -> [f64; N] {
+        dispatch(Residual::<K, N> {
+            data: self.data,
+            penalty,
+            d,
+            r,
+        })
     }
 
     /// Whether test example `lane` has a measured row with training example `id` in it.
     pub fn has_seen(&self, id: usize, lane: usize) -> bool {
         let size = triangle(K);
         (0..size).any(|e| self.diagonal[id * size + e][lane] != 0.0)
+    }
+}
+
+/// See [`Block::residual`].
+struct Residual<'a, const K: usize, const N: usize> {
+    data: Data<'a>,
+    penalty: [f64; 2],
+    d: &'a [[f64; N]],
+    r: &'a mut [[f64; N]],
+}
+
+impl<const K: usize, const N: usize> Kernel for Residual<'_, K, N> {
+    type Output = [f64; N];
+
+    #[inline(always)]
+    fn run<M: MulAdd>(self) -> [f64; N] {
+        let Self {
+            data,
+            penalty,
+            d,
+            r,
+        } = self;
+        let mut total = [0.0; N];
+        for (r, terms) in r.chunks_exact_mut(K).zip(d.chunks_exact(K)) {
+            for k in 0..K {
+                r[k] = std::array::from_fn(|l| -penalty[k] * terms[k][l]);
+                total = std::array::from_fn(|l| M::double(-r[k][l], terms[k][l], total[l]));
+            }
+        }
+        let exposures = &data.rows.exposures;
+        for (row, (ids, values)) in exposures.rows_with(exposures.values()).enumerate() {
+            let (coefficients, target) = data.row::<K, N>(row);
+            let explained = predict::<f64, K, N, M>(ids, values, &coefficients, d);
+            let rest: [f64; N] = std::array::from_fn(|l| target[l] - explained[l]);
+            accumulate::<f64, N, M>(&mut total, &rest, &rest);
+            spread::<f64, K, N, M>(ids, values, &coefficients, &rest, r);
+        }
+        total
     }
 }
 
@@ -167,38 +229,67 @@ pub(crate) struct Normal<'a, T, const K: usize, const N: usize> {
 }
 
 impl<T: Real, const K: usize, const N: usize> Normal<'_, T, K, N> {
-    /// `(Φᵀ Φ + Λ) p` into `out`; gives `pᵀ (Φᵀ Φ + Λ) p`, summed in `T` over short runs, those
-    /// in double precision.
+    /// `(Φᵀ Φ + Λ) p` into `out`; gives `pᵀ (Φᵀ Φ + Λ) p`.
+    pub fn apply(&self, p: &[[T; N]], out: &mut [[T; N]]) -> [f64; N] {
+        dispatch(Apply {
+            normal: self,
+            p,
+            out,
+        })
+    }
+}
+
+/// See [`Normal::apply`]; the sum is in `T` over short runs, those in double precision.
+struct Apply<'a, T, const K: usize, const N: usize> {
+    normal: &'a Normal<'a, T, K, N>,
+    p: &'a [[T; N]],
+    out: &'a mut [[T; N]],
+}
+
+impl<T: Real, const K: usize, const N: usize> Kernel for Apply<'_, T, K, N> {
+    type Output = [f64; N];
+
     #[inline(always)]
-    pub fn apply<M: MulAdd>(&self, p: &[[T; N]], out: &mut [[T; N]]) -> [f64; N] {
-        let mut curvature = [0.0; N];
+    fn run<M: MulAdd>(self) -> [f64; N] {
+        let Self { normal, p, out } = self;
+        let mut parts = Vec::new();
         for (out, p) in out.chunks_mut(K * RUN).zip(p.chunks(K * RUN)) {
             let mut part = [T::ZERO; N];
             for (q, d) in out.chunks_exact_mut(K).zip(p.chunks_exact(K)) {
                 for k in 0..K {
-                    q[k] = std::array::from_fn(|l| self.penalty[k] * d[k][l]);
+                    q[k] = std::array::from_fn(|l| normal.penalty[k] * d[k][l]);
                     accumulate::<T, N, M>(&mut part, &q[k], &d[k]);
                 }
             }
-            curvature = std::array::from_fn(|l| curvature[l] + part[l].widen());
+            parts.push(part);
         }
-        let runs = self.coefficients.chunks(K * RUN);
-        for (coefficients, first) in runs.zip((0..).step_by(RUN)) {
+        let mut rows = normal.exposures.rows_with(normal.values);
+        for coefficients in normal.coefficients.chunks(K * RUN) {
             let mut part = [T::ZERO; N];
-            for (coefficients, row) in coefficients.chunks_exact(K).zip(first..) {
-                let (ids, values) = self.exposures.entries_with(row, self.values);
+            for (coefficients, (ids, values)) in coefficients.chunks_exact(K).zip(&mut rows) {
                 let explained = predict::<T, K, N, M>(ids, values, coefficients, p);
                 accumulate::<T, N, M>(&mut part, &explained, &explained);
                 spread::<T, K, N, M>(ids, values, coefficients, &explained, out);
             }
-            curvature = std::array::from_fn(|l| curvature[l] + part[l].widen());
+            parts.push(part);
         }
-        curvature
+        total(&parts)
     }
 }
 
 /// Terms over which a dot product is summed in the precision of its factors.
 pub(crate) const RUN: usize = 64;
+
+/// The sum of such partial sums, in double precision. They are kept apart until the end because
+/// a pass that widens them as it goes is compiled for vectors of half the width.
+#[inline(always)]
+pub(crate) fn total<T: Real, const N: usize>(parts: &[[T; N]]) -> [f64; N] {
+    let mut sum = [0.0; N];
+    for part in parts {
+        sum = std::array::from_fn(|l| sum[l] + part[l].widen());
+    }
+    sum
+}
 
 /// `Σ_k c_k Σ_i x(i) p_{i,k}` of one row.
 #[inline(always)]
@@ -245,63 +336,46 @@ fn spread<T: Real, const K: usize, const N: usize, M: MulAdd>(
     }
 }
 
-/// Reads the losses of a block and computes `Φᵀ y` and the diagonal blocks of `Φᵀ Φ`, in one pass
-/// over the rows.
+/// Computes the coefficients in single precision, `Φᵀ y` and the diagonal blocks of `Φᵀ Φ`, in one
+/// pass over the rows.
 struct Assemble<'a, const K: usize, const N: usize> {
-    problem: &'a Problem,
-    rows: &'a Rows,
-    form: Form,
-    first: usize,
+    data: Data<'a>,
 }
 
-impl<const K: usize, const N: usize> Kernel for Assemble<'_, K, N> {
-    type Output = Block<K, N>;
+impl<'a, const K: usize, const N: usize> Kernel for Assemble<'a, K, N> {
+    type Output = Block<'a, K, N>;
 
     #[inline(always)]
-    fn run<M: MulAdd>(self) -> Block<K, N> {
-        let Assemble {
-            problem,
-            rows,
-            form,
-            first,
-        } = self;
-        let n = problem.train_count();
+    fn run<M: MulAdd>(self) -> Block<'a, K, N> {
+        let data = self.data;
+        let n = data.problem.train_count();
         let mut block = Block {
-            coefficients: Vec::with_capacity(rows.len() * K),
-            single: Vec::with_capacity(rows.len() * K),
-            targets: Vec::with_capacity(rows.len()),
-            right_side: vec![[0.0; N]; n * K],
-            diagonal: vec![[0.0; N]; n * triangle(K)],
+            data,
+            single: Aligned::zeros(data.rows.len() * K),
+            double: OnceCell::new(),
+            right_side: Aligned::zeros(n * K),
+            diagonal: Aligned::zeros(n * triangle(K)),
         };
-        for (row, &(before, after)) in rows.evaluations.iter().enumerate() {
-            let (previous, seen) = problem.lanes::<N>(before, first);
-            let (next, seen_too) = problem.lanes::<N>(after, first);
-            let alpha = match form.variant {
-                Variant::Additive => 1.0,
-                _ => form.shrinkage.value() * rows.sums[row],
-            };
-            let weight: [f64; N] = std::array::from_fn(|l| seen[l] * seen_too[l]);
-            let target: [f64; N] =
-                std::array::from_fn(|l| weight[l] * (next[l] - alpha * previous[l]));
-            let mut coefficients = [weight; K];
-            if form.variant.has_a() {
-                coefficients[0] = std::array::from_fn(|l| weight[l] * previous[l]);
+        let (right_sides, _) = block.right_side.as_chunks_mut::<K>();
+        let diagonals = &mut block.diagonal[..];
+        for (row, single) in block.single.chunks_exact_mut(K).enumerate() {
+            let (coefficients, target) = data.row::<K, N>(row);
+            let mut weighted = [[0.0; N]; K];
+            for k in 0..K {
+                single[k] = std::array::from_fn(|l| coefficients[k][l] as f32);
+                weighted[k] = std::array::from_fn(|l| coefficients[k][l] * target[l]);
             }
-            let (ids, values) = rows.exposures.entries(row);
-            let right_side = &mut block.right_side;
-            spread::<f64, K, N, M>(ids, values, &coefficients, &target, right_side);
             let products = products::<K, N>(&coefficients);
-            let size = triangle(K);
+            let (ids, values) = data.rows.exposures.entries(row);
             for (&id, &x) in ids.iter().zip(values) {
-                let entries = &mut block.diagonal[id as usize * size..(id as usize + 1) * size];
-                for (entry, product) in entries.iter_mut().zip(&products) {
-                    axpy::<f64, N, M>(entry, x * x, product);
+                let right_side = &mut right_sides[id as usize];
+                for k in 0..K {
+                    axpy::<f64, N, M>(&mut right_side[k], x, &weighted[k]);
                 }
-            }
-            block.targets.push(target);
-            for lanes in coefficients {
-                block.coefficients.push(lanes);
-                block.single.push(std::array::from_fn(|l| lanes[l] as f32));
+                let diagonal = &mut diagonals[id as usize * triangle(K)..][..triangle(K)];
+                for e in 0..triangle(K) {
+                    axpy::<f64, N, M>(&mut diagonal[e], x * x, &products[e]);
+                }
             }
         }
         block

@@ -37,7 +37,9 @@ pub use error::{Place, Problem, RecorderError, Result};
 pub use examples::fingerprint;
 pub use export::{write_banded, write_trajectory};
 pub use files::{read_artifact, write_artifact, write_atomically};
-pub use import::{ColumnNames, ImportReport, TableImport, import_gptdynamics, import_tables};
+pub use import::{
+    ColumnNames, ImportReport, TableImport, import_gptdynamics, import_tables, read_features,
+};
 pub use plan::{read_curriculum, read_plan, write_curriculum, write_plan};
 pub use record::{LOSS, Losses, StepRecord};
 pub use recorder::{Recorder, RecorderOptions};

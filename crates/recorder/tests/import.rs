@@ -5,7 +5,7 @@ mod common;
 use polars::prelude::*;
 use simfluence_core::{EditKind, Optimizer, RunStatus, Split};
 use simfluence_recorder::{
-    ColumnNames, RunSet, TableImport, check, import_gptdynamics, import_tables,
+    ColumnNames, RunSet, TableImport, check, import_gptdynamics, import_tables, read_features,
 };
 use std::path::{Path, PathBuf};
 
@@ -452,4 +452,40 @@ fn importing_the_same_runs_twice_is_refused() {
         message.contains("exists already: run \"a\" is recorded"),
         "{message}"
     );
+}
+
+#[test]
+fn features_are_read_by_key_from_lists_and_from_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = ["b", "absent", "a"].map(str::to_owned);
+    let expected = vec![Some(vec![3.0, 4.5]), None, Some(vec![1.0, -2.0])];
+    let csv = folder.path().join("features.csv");
+    std::fs::write(&csv, "x,key,y\n1,a,-2\n3,b,4.5\n0,other,0\n").unwrap();
+    assert_eq!(read_features(&csv, &keys).unwrap(), expected);
+    let parquet = folder.path().join("features.parquet");
+    let lists = [
+        Series::new("".into(), [1.0_f64, -2.0]),
+        Series::new("".into(), [3.0_f64, 4.5]),
+    ];
+    let columns = vec![
+        Column::new("key".into(), ["a", "b"]),
+        Column::new("features".into(), lists),
+    ];
+    let mut frame = DataFrame::new(2, columns).unwrap();
+    let file = std::fs::File::create(&parquet).unwrap();
+    ParquetWriter::new(file).finish(&mut frame).unwrap();
+    assert_eq!(read_features(&parquet, &keys).unwrap(), expected);
+    for (text, part) in [
+        ("key,x\na,1\na,2\n", "twice"),
+        ("key,x\na,\n", "missing"),
+        ("key,x\na,NaN\n", "finite"),
+        ("key,x\na,one\n", "not a number"),
+        ("key\na\n", "at least one"),
+        ("name,x\na,1\n", "key"),
+        ("key,features\na,1 2\nb,1\n", "as many"),
+    ] {
+        std::fs::write(&csv, text).unwrap();
+        let message = read_features(&csv, &keys).unwrap_err().to_string();
+        assert!(message.contains(part), "{text}: {message}");
+    }
 }

@@ -1,11 +1,13 @@
 //! Logs from elsewhere become run sets. Nothing is dropped without a word: what is left out or
 //! doubtful is in [`ImportReport::warnings`].
 
+mod features;
 mod gptdynamics;
 mod raw;
 mod sheet;
 mod tables;
 
+pub use features::read_features;
 pub use gptdynamics::import_gptdynamics;
 pub use tables::{ColumnNames, TableImport, import_tables};
 
