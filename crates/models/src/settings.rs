@@ -150,6 +150,9 @@ pub struct FolderSettings {
     /// Folder with `config.json`, `model.safetensors` (or its index) and `tokenizer.json`;
     /// relative to the task file, or else to the working directory.
     pub path: PathBuf,
+    /// Folder of a LoRA adapter in PEFT's format, which is then what is trained; relative as `path`
+    /// is. Default: none.
+    pub adapter: Option<PathBuf>,
     /// Probability of dropout everywhere, in `[0, 1)`; default: what `config.json` says.
     pub dropout: Option<f64>,
 }
@@ -180,6 +183,8 @@ struct ModelTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     layers: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     heads: Option<u32>,
@@ -198,6 +203,9 @@ impl TryFrom<ModelTable> for ModelChoice {
 
     fn try_from(table: ModelTable) -> Result<Self, SettingsError> {
         let Some(path) = table.path else {
+            if table.adapter.is_some() {
+                return Err(SettingsError::AdapterAlone);
+            }
             let default = ModelSettings::default();
             return Ok(Self::Settings(ModelSettings {
                 layers: table.layers.unwrap_or(default.layers),
@@ -219,6 +227,7 @@ impl TryFrom<ModelTable> for ModelChoice {
             Some((setting, _)) => Err(SettingsError::BesideFolder { setting }),
             None => Ok(Self::Folder(FolderSettings {
                 path,
+                adapter: table.adapter,
                 dropout: table.dropout,
             })),
         }
@@ -230,6 +239,7 @@ impl From<ModelChoice> for ModelTable {
         match choice {
             ModelChoice::Settings(settings) => Self {
                 path: None,
+                adapter: None,
                 layers: Some(settings.layers),
                 heads: Some(settings.heads),
                 width: Some(settings.width),
@@ -239,6 +249,7 @@ impl From<ModelChoice> for ModelTable {
             },
             ModelChoice::Folder(folder) => Self {
                 path: Some(folder.path),
+                adapter: folder.adapter,
                 dropout: folder.dropout,
                 ..Self::default()
             },
@@ -483,6 +494,9 @@ pub enum SettingsError {
         /// Name of the setting.
         setting: &'static str,
     },
+    /// An adapter for no model folder.
+    #[error("model.adapter needs model.path, the folder of the model that it adapts")]
+    AdapterAlone,
     /// Parameters to train that the model does not have.
     #[error("{problem}")]
     Trainable {

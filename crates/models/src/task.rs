@@ -12,6 +12,7 @@ use crate::settings::{
 use crate::text::{TableSettings, TaskData, TextError, TextExample, load_table};
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 use crate::trainable::Trainable;
+use crate::weights::Weights;
 use serde::{Deserialize, Serialize};
 use simfluence_core::design::{DesignError, DesignSettings, PlannedRun, RunShape, draw_plan};
 use simfluence_core::{ExampleError, Examples, Optimizer, Schedule};
@@ -229,13 +230,19 @@ impl Task {
                 });
             }
         }
-        if let ModelChoice::Folder(_) = self.model {
+        if let ModelChoice::Folder(settings) = &self.model {
             let beside = |setting| Err(SettingsError::BesideFolder { setting }.into());
             if self.tokenizer.is_some() {
                 return beside("tokenizer");
             }
             if self.pretraining.is_some() {
                 return beside("pretraining");
+            }
+            if settings.adapter.is_some() && self.trainable != Trainable::Full {
+                return Err(SettingsError::Trainable {
+                    problem: "[trainable] cannot be given beside model.adapter: the adapter is what is trained".into(),
+                }
+                .into());
             }
         }
         let pretraining = self.pretraining();
@@ -258,11 +265,30 @@ impl Task {
     /// The model folder: `model.path` as seen from the task file, if there is something, or else
     /// from the working directory. `None` for a model that is pre-trained here.
     pub fn model_folder(&self) -> Option<PathBuf> {
-        let ModelChoice::Folder(FolderSettings { path, .. }) = &self.model else {
-            return None;
-        };
+        match &self.model {
+            ModelChoice::Settings(_) => None,
+            ModelChoice::Folder(settings) => Some(self.found(&settings.path)),
+        }
+    }
+
+    /// The model of the folder with these settings: with its adapter, or with `[trainable]`.
+    ///
+    /// # Errors
+    /// See [`hugging_face::load`] and [`hugging_face::load_adapter`]; parameters to train that the
+    /// model does not have.
+    pub fn load_model(&self, settings: &FolderSettings) -> Result<Weights, TaskError> {
+        let weights = hugging_face::load(&self.found(&settings.path), settings.dropout)?;
+        match &settings.adapter {
+            Some(adapter) => Ok(hugging_face::load_adapter(&weights, &self.found(adapter))?),
+            None => Ok(weights.with_trainable(self.trainable.clone())?),
+        }
+    }
+
+    /// A path as seen from the task file, if there is something, or else from the working
+    /// directory.
+    fn found(&self, path: &Path) -> PathBuf {
         let beside = self.folder.as_ref().map(|folder| folder.join(path));
-        Some(beside.filter(|p| p.exists()).unwrap_or(path.clone()))
+        beside.filter(|p| p.exists()).unwrap_or(path.to_owned())
     }
 
     /// The model's tokeniser and the tokens that fit its context.
@@ -696,6 +722,12 @@ mod tests {
             ("[data]", "tokenizer = \"byte\"\n[data]", "tokenizer"),
             ("[model]", "[model]\ndropout = 1.0", "dropout is 1"),
             ("[model]", "[model]\nlayer = 1", "unknown field `layer`"),
+            ("path =", "adapter =", "model.adapter needs model.path"),
+            (
+                "[training]",
+                "adapter = \"a\"\n[trainable]\nmethod = \"bitfit\"\n[training]",
+                "[trainable] cannot be given beside model.adapter",
+            ),
         ] {
             let message = Task::parse(&FOLDER.replace(from, to))
                 .unwrap_err()

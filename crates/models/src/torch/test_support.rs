@@ -20,7 +20,7 @@ pub(super) fn weights(tied_output: bool) -> Weights {
 }
 
 /// The parameters of a tiny checkpoint in `tests/data`.
-fn checkpoint(folder: &str) -> Weights {
+pub(super) fn checkpoint(folder: &str) -> Weights {
     let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     crate::hugging_face::load(&data.join(folder), None).unwrap()
 }
