@@ -21,7 +21,7 @@ pub fn run(args: &SaveModelArgs) -> Result<()> {
     let (step, path) = checkpoint_at(&set, &args.run, args.step)?;
     let weights = weights_in(&path)?;
     let in_file = || format!("{}", path.display());
-    if let Trainable::Lora(_) = weights.architecture().trainable() {
+    if let Trainable::Lora(_) | Trainable::Ia3(_) = weights.architecture().trainable() {
         hugging_face::save_adapter(&weights, out).with_context(in_file)?;
     } else {
         hugging_face::save(&weights, out).with_context(in_file)?;

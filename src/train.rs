@@ -7,8 +7,7 @@ use anyhow::{Context, Result, bail};
 use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
 use simfluence_models::{
     Architecture, Device, EvaluationSet, FineTuning, FolderSettings, ModelChoice, ModelSettings,
-    PreparedTask, TextExample, TokenizedExample, Tokenizer, TrainingSettings, Weights,
-    hugging_face, pretrain,
+    PreparedTask, TextExample, TokenizedExample, Tokenizer, TrainingSettings, Weights, pretrain,
 };
 use simfluence_recorder::{RunSet, read_artifact, write_artifact};
 use std::path::{Path, PathBuf};
@@ -102,8 +101,7 @@ impl BaseModel {
         folder: &Path,
         settings: &FolderSettings,
     ) -> Result<Self> {
-        let weights = hugging_face::load(folder, settings.dropout)?;
-        let weights = weights.with_trainable(prepared.task.trainable.clone())?;
+        let weights = prepared.task.load_model(settings)?;
         let path = base_model_path(set);
         if path.exists() {
             let model = Self::load(set)?;
@@ -112,7 +110,7 @@ impl BaseModel {
                 || model.weights.fingerprint() != weights.fingerprint()
             {
                 bail!(
-                    "{}: the base model there is not the one in {} with model.dropout and [trainable] as the task has them; use another folder for this task",
+                    "{}: the base model there is not the one in {} with model.dropout, model.adapter and [trainable] as the task has them; use another folder for this task",
                     path.display(),
                     folder.display()
                 );

@@ -260,6 +260,26 @@ fn attribution_follows_the_parameters_that_are_trained() {
             assert_eq!(row["true_change"], 0.0, "{row}");
         }
     }
+    // An adapter that was written is trained further.
+    let further = TASK.replace("\"model\"", "\"model\"\nadapter = \"lora-saved\"");
+    std::fs::write(path.join("task.toml"), further).unwrap();
+    succeed(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "further",
+            "--runs",
+            "train-001",
+        ],
+    );
+    let end = losses(path, "lora", "train-000");
+    assert_eq!(
+        losses(path, "further", "train-001")[..4],
+        end[end.len() - 4..]
+    );
+
     // No biases in a Llama.
     let text = TASK.replace("[training]", "[trainable]\nmethod = \"bitfit\"\n[training]");
     std::fs::write(path.join("task.toml"), text).unwrap();

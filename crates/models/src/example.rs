@@ -253,7 +253,7 @@ mod tests {
     fn columns_that_were_not_written_so_are_named() {
         let form = Form::Conversation {
             messages: "[]".into(),
-            scored: vec![0..2],
+            scored: vec![0..2, 5..12],
         };
         for (column, value) in [
             ("loss", "3..99"),

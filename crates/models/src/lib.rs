@@ -4,6 +4,7 @@
 //! feature `torch` adds the transformer, the optimisers, training and gradients.
 
 mod approximation;
+mod batch_loss;
 pub mod chat;
 pub mod decoder;
 pub mod device;
@@ -21,9 +22,11 @@ pub mod tokenizer;
 #[cfg(feature = "torch")]
 pub mod torch;
 mod trainable;
+mod weight_decay;
 pub mod weights;
 
 pub use approximation::Approximation;
+pub use batch_loss::BatchLoss;
 pub use device::{Device, DeviceError};
 pub use example::{Form, Loss, TextExample, Truncation};
 pub use settings::{
@@ -35,5 +38,6 @@ pub use text::{TaskData, TextError};
 pub use tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 #[cfg(feature = "torch")]
 pub use torch::*;
-pub use trainable::{LoraSettings, Trainable};
+pub use trainable::{Ia3Settings, LoraSettings, Trainable};
+pub use weight_decay::WeightDecayGroups;
 pub use weights::{Architecture, ArchitectureError, Layout, ParameterSpec, Weights, WeightsError};

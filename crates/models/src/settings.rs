@@ -1,9 +1,11 @@
 //! Settings of a model and of its fine-tuning, as they stand in a task file.
 
+use crate::batch_loss::BatchLoss;
 use crate::decoder::{
     Activation, Attention, Decoder, DropoutRates, Gate, Mlp, Names, Norm, NormKind, NormPlace,
     Positions, Projection,
 };
+use crate::weight_decay::WeightDecayGroups;
 use serde::{Deserialize, Serialize};
 use simfluence_core::{Optimizer, Schedule};
 use std::path::PathBuf;
@@ -148,6 +150,9 @@ pub struct FolderSettings {
     /// Folder with `config.json`, `model.safetensors` (or its index) and `tokenizer.json`;
     /// relative to the task file, or else to the working directory.
     pub path: PathBuf,
+    /// Folder of a LoRA adapter in PEFT's format, which is then what is trained; relative as `path`
+    /// is. Default: none.
+    pub adapter: Option<PathBuf>,
     /// Probability of dropout everywhere, in `[0, 1)`; default: what `config.json` says.
     pub dropout: Option<f64>,
 }
@@ -178,6 +183,8 @@ struct ModelTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     layers: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     heads: Option<u32>,
@@ -196,6 +203,9 @@ impl TryFrom<ModelTable> for ModelChoice {
 
     fn try_from(table: ModelTable) -> Result<Self, SettingsError> {
         let Some(path) = table.path else {
+            if table.adapter.is_some() {
+                return Err(SettingsError::AdapterAlone);
+            }
             let default = ModelSettings::default();
             return Ok(Self::Settings(ModelSettings {
                 layers: table.layers.unwrap_or(default.layers),
@@ -217,6 +227,7 @@ impl TryFrom<ModelTable> for ModelChoice {
             Some((setting, _)) => Err(SettingsError::BesideFolder { setting }),
             None => Ok(Self::Folder(FolderSettings {
                 path,
+                adapter: table.adapter,
                 dropout: table.dropout,
             })),
         }
@@ -228,6 +239,7 @@ impl From<ModelChoice> for ModelTable {
         match choice {
             ModelChoice::Settings(settings) => Self {
                 path: None,
+                adapter: None,
                 layers: Some(settings.layers),
                 heads: Some(settings.heads),
                 width: Some(settings.width),
@@ -237,6 +249,7 @@ impl From<ModelChoice> for ModelTable {
             },
             ModelChoice::Folder(folder) => Self {
                 path: Some(folder.path),
+                adapter: folder.adapter,
                 dropout: folder.dropout,
                 ..Self::default()
             },
@@ -256,12 +269,20 @@ impl From<ModelChoice> for ModelTable {
 pub struct TrainingSettings {
     /// The optimiser with its constants, default AdamW with PyTorch's.
     pub optimizer: Optimizer,
+    /// Which parameters its weight decay applies to, default all.
+    pub weight_decay_groups: WeightDecayGroups,
     /// Peak learning rate, default 1e-3, above 0. A curriculum's own learning rates come first.
     pub learning_rate: f64,
     /// Course of the learning rate, default constant without warm-up.
     pub schedule: Schedule,
     /// Training examples per step, default 8.
     pub batch_size: u32,
+    /// Each member's share in the loss of a step, default `1/|c_t|`.
+    pub batch_loss: BatchLoss,
+    /// Micro-batches of a step, default 1, at most `batch_size`: parts of `⌈|c_t| / accumulation⌉`
+    /// members that go through the model one after the other, so that activations of one part only
+    /// are kept; their gradients are summed before the step's one update.
+    pub accumulation: u32,
     /// Number of steps `T`, default 96.
     pub steps: u32,
     /// Largest global norm of the gradient; longer ones are scaled down to it. Default: none.
@@ -286,9 +307,12 @@ impl Default for TrainingSettings {
     fn default() -> Self {
         Self {
             optimizer: Optimizer::default(),
+            weight_decay_groups: WeightDecayGroups::default(),
             learning_rate: 1e-3,
             schedule: Schedule::default(),
             batch_size: 8,
+            batch_loss: BatchLoss::default(),
+            accumulation: 1,
             steps: 96,
             gradient_clip: None,
             eval_every: 1,
@@ -308,6 +332,7 @@ impl TrainingSettings {
     pub fn check(&self) -> Result<(), SettingsError> {
         let counts = [
             ("batch_size", self.batch_size),
+            ("accumulation", self.accumulation),
             ("steps", self.steps),
             ("eval_every", self.eval_every),
             ("eval_parts", self.eval_parts),
@@ -469,6 +494,9 @@ pub enum SettingsError {
         /// Name of the setting.
         setting: &'static str,
     },
+    /// An adapter for no model folder.
+    #[error("model.adapter needs model.path, the folder of the model that it adapts")]
+    AdapterAlone,
     /// Parameters to train that the model does not have.
     #[error("{problem}")]
     Trainable {

@@ -14,6 +14,7 @@ use crate::settings::{
 use crate::text::{TableSettings, TaskData, TextError, load_table};
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 use crate::trainable::Trainable;
+use crate::weights::Weights;
 use serde::{Deserialize, Serialize};
 use simfluence_core::design::{DesignError, DesignSettings, PlannedRun, RunShape, draw_plan};
 use simfluence_core::{ExampleError, Examples, Optimizer, Schedule};
@@ -62,7 +63,7 @@ pub enum DataSettings {
     /// Key phrases in order and flipped, generated.
     WordOrder(WordOrderSettings),
     /// A file of the user's, or a Hugging Face `datasets` folder.
-    Table(TableSettings),
+    Table(Box<TableSettings>),
     /// Several sources together.
     Mixture(MixtureSettings),
 }
@@ -236,6 +237,14 @@ impl Task {
     fn check(&self) -> Result<(), TaskError> {
         self.model.check()?;
         self.training.check()?;
+        let (accumulation, batch_size) = (self.training.accumulation, self.training.batch_size);
+        if accumulation > batch_size {
+            return Err(TaskError::Setting {
+                setting: "training.accumulation",
+                got: accumulation.to_string(),
+                wanted: format!("at most training.batch_size, {batch_size}"),
+            });
+        }
         for (setting, got, range) in self.data.ranges() {
             if !range.contains(&got) {
                 return Err(TaskError::Setting {
@@ -246,13 +255,19 @@ impl Task {
             }
         }
         self.data.check_tables()?;
-        if let ModelChoice::Folder(_) = self.model {
+        if let ModelChoice::Folder(settings) = &self.model {
             let beside = |setting| Err(SettingsError::BesideFolder { setting }.into());
             if self.tokenizer.is_some() {
                 return beside("tokenizer");
             }
             if self.pretraining.is_some() {
                 return beside("pretraining");
+            }
+            if settings.adapter.is_some() && self.trainable != Trainable::Full {
+                return Err(SettingsError::Trainable {
+                    problem: "[trainable] cannot be given beside model.adapter: the adapter is what is trained".into(),
+                }
+                .into());
             }
         }
         let pretraining = self.pretraining();
@@ -275,15 +290,28 @@ impl Task {
     /// The model folder: `model.path` as seen from the task file, if there is something, or else
     /// from the working directory. `None` for a model that is pre-trained here.
     pub fn model_folder(&self) -> Option<PathBuf> {
-        let ModelChoice::Folder(FolderSettings { path, .. }) = &self.model else {
-            return None;
-        };
-        Some(self.beside(path))
+        match &self.model {
+            ModelChoice::Settings(_) => None,
+            ModelChoice::Folder(settings) => Some(self.found(&settings.path)),
+        }
+    }
+
+    /// The model of the folder with these settings: with its adapter, or with `[trainable]`.
+    ///
+    /// # Errors
+    /// See [`hugging_face::load`] and [`hugging_face::load_adapter`]; parameters to train that the
+    /// model does not have.
+    pub fn load_model(&self, settings: &FolderSettings) -> Result<Weights, TaskError> {
+        let weights = hugging_face::load(&self.found(&settings.path), settings.dropout)?;
+        match &settings.adapter {
+            Some(adapter) => Ok(hugging_face::load_adapter(&weights, &self.found(adapter))?),
+            None => Ok(weights.with_trainable(self.trainable.clone())?),
+        }
     }
 
     /// A path as seen from the task file, if there is something, or else from the working
     /// directory.
-    fn beside(&self, path: &Path) -> PathBuf {
+    fn found(&self, path: &Path) -> PathBuf {
         let beside = self.folder.as_ref().map(|folder| folder.join(path));
         beside.filter(|p| p.exists()).unwrap_or(path.to_owned())
     }
@@ -295,7 +323,7 @@ impl Task {
         }
         let folder = self.model_folder();
         let template = match (&table.chat_template, &folder) {
-            (Some(file), _) => ChatTemplate::from_file(&self.beside(file), folder.as_deref())?,
+            (Some(file), _) => ChatTemplate::from_file(&self.found(file), folder.as_deref())?,
             (None, Some(folder)) => ChatTemplate::load(folder)?,
             (None, None) => {
                 return Err(TaskError::NoChatTemplate {
@@ -521,6 +549,8 @@ pub enum TaskError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch_loss::BatchLoss;
+    use crate::weight_decay::WeightDecayGroups;
 
     const NUMBERS: &str = r#"
         name = "numbers"
@@ -565,6 +595,33 @@ mod tests {
             message.contains("stepps") && message.contains("line"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn settings_of_a_step_are_read_and_their_mistakes_named() {
+        let with = |setting: &str| {
+            let line = format!("steps = 12\n{setting}");
+            Task::parse(&NUMBERS.replace("steps = 12", &line))
+        };
+        let task = with(
+            "accumulation = 4\nbatch_loss = \"token-mean\"\nweight_decay_groups = \"hugging-face\"",
+        );
+        let training = task.unwrap().training;
+        assert_eq!(training.accumulation, 4);
+        assert_eq!(training.batch_loss, BatchLoss::TokenMean);
+        assert_eq!(training.weight_decay_groups, WeightDecayGroups::HuggingFace);
+        for (setting, expected) in [
+            (
+                "accumulation = 5",
+                "training.accumulation is 5; it must be at most training.batch_size, 4",
+            ),
+            ("accumulation = 0", "accumulation is 0"),
+            ("batch_loss = \"mean\"", "`example-mean` or `token-mean`"),
+            ("weight_decay_groups = \"none\"", "`all` or `hugging-face`"),
+        ] {
+            let message = with(setting).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]
@@ -740,6 +797,12 @@ mod tests {
             ("[data]", "tokenizer = \"byte\"\n[data]", "tokenizer"),
             ("[model]", "[model]\ndropout = 1.0", "dropout is 1"),
             ("[model]", "[model]\nlayer = 1", "unknown field `layer`"),
+            ("path =", "adapter =", "model.adapter needs model.path"),
+            (
+                "[training]",
+                "adapter = \"a\"\n[trainable]\nmethod = \"bitfit\"\n[training]",
+                "[trainable] cannot be given beside model.adapter",
+            ),
         ] {
             let message = Task::parse(&FOLDER.replace(from, to))
                 .unwrap_err()

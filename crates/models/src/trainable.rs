@@ -1,6 +1,8 @@
 //! Which parameters of a model are trained.
 
-use crate::decoder::{Decoder, LayerPlaces, Linear, Lora, NormKind, Places, Positions, QkvPlaces};
+use crate::decoder::{
+    Adapters, Decoder, Ia3, LayerPlaces, Linear, Lora, NormKind, Places, Positions, QkvPlaces,
+};
 use crate::settings::{SettingsError, at_least_one};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +36,8 @@ pub enum Trainable {
     },
     /// Matrices of low rank beside some of the model's own, which are frozen.
     Lora(LoraSettings),
+    /// Factors of what some of the model's own matrices, which are frozen, give or read.
+    Ia3(Ia3Settings),
 }
 
 /// Settings of LoRA: `W x` becomes `W x + (alpha / rank) B A x`.
@@ -47,8 +51,8 @@ pub struct LoraSettings {
     pub rank: u32,
     /// Scale, default 16, above 0.
     pub alpha: f64,
-    /// Last parts of the names of the matrices that are adapted; default: those of queries and
-    /// values, or the matrix that holds them.
+    /// Ends of the names of the matrices that are adapted (`q_proj`, `mlp.c_proj`); default: those
+    /// of queries and values, or the matrix that holds them.
     pub targets: Option<Vec<String>>,
     /// Seed of `A`, uniform in `±1/√(input width)`, default 0; `B` starts from 0.
     pub seed: u64,
@@ -65,12 +69,29 @@ impl Default for LoraSettings {
     }
 }
 
+/// Settings of (IA)³: `W x + b` becomes `l ∘ (W x + b)`, or `W (l ∘ x) + b` of the matrices of
+/// `feedforward`; `l` starts from 1.
+///
+/// # Reference
+/// Liu et al. 2022, "Few-shot parameter-efficient fine-tuning is better and cheaper than in-context
+/// learning", section 3.3.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ia3Settings {
+    /// Ends of the names of the matrices that have factors; default: those of keys and values, or
+    /// the matrix that holds them, and the last of the MLP.
+    pub targets: Option<Vec<String>>,
+    /// Ends of the names of those among them whose input is multiplied; default: the last of the
+    /// MLP, which reads its inner activations.
+    pub feedforward: Option<Vec<String>>,
+}
+
 impl Trainable {
     /// What a decoder needs for it besides its own parameters.
     ///
     /// # Errors
     /// Settings out of range, or that the decoder has nothing for.
-    pub(crate) fn adapters(&self, decoder: &Decoder) -> Result<Option<Lora>, SettingsError> {
+    pub(crate) fn adapters(&self, decoder: &Decoder) -> Result<Option<Adapters>, SettingsError> {
         let nothing = |problem: String| Err(SettingsError::Trainable { problem });
         match self {
             Self::Full => Ok(None),
@@ -95,7 +116,8 @@ impl Trainable {
                 }
                 Ok(None)
             }
-            Self::Lora(settings) => settings.adapters(decoder).map(Some),
+            Self::Lora(settings) => Ok(Some(Adapters::Lora(settings.adapters(decoder)?))),
+            Self::Ia3(settings) => Ok(Some(Adapters::Ia3(settings.adapters(decoder)?))),
         }
     }
 
@@ -123,12 +145,10 @@ impl Trainable {
                 let start = places.layers[first].attention_norm.weight;
                 chosen[start..].fill(true);
             }
-            Self::Lora(_) => {
-                for layer in &places.layers {
-                    for index in matrices(layer)
-                        .filter_map(|linear| linear.adapter)
-                        .flatten()
-                    {
+            Self::Lora(_) | Self::Ia3(_) => {
+                let linear = places.layers.iter().flat_map(matrices);
+                for adapter in linear.filter_map(|linear| linear.adapter) {
+                    for &index in adapter.parameters() {
                         chosen[index] = true;
                     }
                 }
@@ -148,33 +168,83 @@ impl LoraSettings {
                 got: self.alpha,
             });
         }
-        let known = decoder.adaptable();
         let names = &decoder.names;
-        let usual = || match names.qkv.is_empty() {
-            true => vec![names.query, names.value],
-            false => vec![names.qkv],
+        let end = |name: &str| end_of(name, decoder);
+        let targets = match (&self.targets, names.qkv) {
+            (Some(targets), _) => targets.clone(),
+            (None, "") => vec![end(names.query), end(names.value)],
+            (None, qkv) => vec![end(qkv)],
         };
-        let targets = match &self.targets {
-            Some(targets) => targets.clone(),
-            None => usual().into_iter().map(last_part).collect(),
+        check_targets("trainable.targets", &targets, decoder)?;
+        Ok(Lora {
+            rank: self.rank,
+            scale: self.alpha / f64::from(self.rank),
+            targets,
+        })
+    }
+}
+
+impl Ia3Settings {
+    fn adapters(&self, decoder: &Decoder) -> Result<Ia3, SettingsError> {
+        let names = &decoder.names;
+        let end = |name: &str| end_of(name, decoder);
+        let targets = match (&self.targets, names.qkv) {
+            (Some(targets), _) => targets.clone(),
+            (None, "") => vec![end(names.key), end(names.value), end(names.down)],
+            (None, qkv) => vec![end(qkv), end(names.down)],
         };
-        match targets.iter().find(|target| !known.contains(target)) {
-            None if targets.is_empty() => Err(SettingsError::Trainable {
-                problem: "trainable.targets names no matrix".into(),
-            }),
-            None => Ok(Lora {
-                rank: self.rank,
-                scale: self.alpha / f64::from(self.rank),
-                targets,
-            }),
-            Some(target) => Err(SettingsError::Trainable {
+        check_targets("trainable.targets", &targets, decoder)?;
+        let feedforward = match &self.feedforward {
+            Some(feedforward) => feedforward.clone(),
+            None => vec![end(names.down)],
+        };
+        if !feedforward.is_empty() {
+            check_targets("trainable.feedforward", &feedforward, decoder)?;
+        }
+        let reaches = |end: &String, name: &str| is_named(name, end);
+        let is_target = |name: &str| targets.iter().any(|target| reaches(target, name));
+        let known = decoder.adaptable();
+        let stray = |end: &&String| {
+            let mut named = known.iter().filter(|name| reaches(end, name));
+            self.feedforward.is_some() && named.any(|name| !is_target(name))
+        };
+        match feedforward.iter().find(stray) {
+            Some(end) => Err(SettingsError::Trainable {
                 problem: format!(
-                    "trainable.targets: {target:?} is no matrix of this model; there are {}",
-                    known.join(", ")
+                    "trainable.feedforward: {end:?} names a matrix that trainable.targets does not"
                 ),
+            }),
+            None => Ok(Ia3 {
+                targets,
+                feedforward,
             }),
         }
     }
+}
+
+/// Fails unless there are ends of names, and each is that of a matrix of the blocks.
+fn check_targets(setting: &str, ends: &[String], decoder: &Decoder) -> Result<(), SettingsError> {
+    let known = decoder.adaptable();
+    let is_known = |end: &String| known.iter().any(|name| is_named(name, end));
+    let problem = match ends.iter().find(|end| !is_known(end)) {
+        None if ends.is_empty() => format!("{setting} names no matrix"),
+        None => return Ok(()),
+        Some(end) => format!(
+            "{setting}: {end:?} is no matrix of this model; there are {}",
+            (known
+                .iter()
+                .map(|name| end_of(name, decoder))
+                .collect::<Vec<_>>())
+            .join(", ")
+        ),
+    };
+    Err(SettingsError::Trainable { problem })
+}
+
+/// Whether a name is `end`, or its last parts are.
+pub(crate) fn is_named(name: &str, end: &str) -> bool {
+    name.strip_suffix(end)
+        .is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
 /// The linear layers of a block.
@@ -187,9 +257,14 @@ fn matrices(layer: &LayerPlaces) -> impl Iterator<Item = Linear> {
     qkv.into_iter().chain(layer.mlp.gate).chain(rest)
 }
 
-/// `a.b.q_proj` → `q_proj`.
-pub(crate) fn last_part(name: &str) -> String {
-    name.rsplit('.').next().unwrap_or(name).to_owned()
+/// The shortest end of a matrix's name that no other matrix of the blocks has: `q_proj`, but of
+/// GPT-2, which has two `c_proj`, `mlp.c_proj`.
+fn end_of(name: &str, decoder: &Decoder) -> String {
+    let known = decoder.adaptable();
+    let starts = name.rmatch_indices('.').map(|(dot, _)| dot + 1);
+    let mut ends = starts.map(|start| &name[start..]);
+    let is_unique = |end: &&str| known.iter().filter(|known| is_named(known, end)).count() == 1;
+    ends.find(is_unique).unwrap_or(name).to_owned()
 }
 
 #[cfg(test)]
@@ -247,6 +322,44 @@ mod tests {
         let count = |t| architecture().with_trainable(t).unwrap().trainable_count();
         assert_eq!(count(lora(&["down"])), 3 * (2 * 32 + 8 * 2));
         assert_eq!(count(Trainable::Full), architecture().parameter_count());
+    }
+
+    #[test]
+    fn factors_stand_beside_keys_values_and_the_last_of_the_mlp_and_start_from_one() {
+        let ia3 = Trainable::Ia3(Ia3Settings::default());
+        let names = trained(ia3.clone());
+        assert_eq!(names.len(), 3 * 2);
+        assert_eq!(names[0], "layers.0.attention.qkv.ia3_l");
+        let base = Weights::random(&architecture(), 3);
+        let adapted = base.with_trainable(ia3).unwrap();
+        assert_eq!(adapted.architecture().trainable_count(), 3 * (24 + 32));
+        for name in &names {
+            let values = adapted.parameter(name).unwrap();
+            assert!(values.iter().all(|v| *v == 1.0), "{name}");
+        }
+        let artifact = adapted.to_artifact();
+        assert_eq!(Weights::from_artifact(&artifact).unwrap(), adapted);
+        let settings = |targets: &[&str], feedforward: &[&str]| {
+            let owned = |ends: &[&str]| Some(ends.iter().map(|t| (*t).to_owned()).collect());
+            Trainable::Ia3(Ia3Settings {
+                targets: owned(targets),
+                feedforward: owned(feedforward),
+            })
+        };
+        let outputs = base.with_trainable(settings(&["mlp.down"], &[])).unwrap();
+        assert_eq!(outputs.architecture().trainable_count(), 3 * 8);
+        let message = |targets: &[&str], feedforward: &[&str]| {
+            let error = base.with_trainable(settings(targets, feedforward));
+            error.unwrap_err().to_string()
+        };
+        let stray = message(&["qkv"], &["down"]);
+        assert!(stray.contains("trainable.feedforward: \"down\""), "{stray}");
+        let unknown = message(&["qkv"], &["fc2"]);
+        assert!(
+            unknown.contains("trainable.feedforward: \"fc2\""),
+            "{unknown}"
+        );
+        assert!(message(&[], &[]).contains("targets names no matrix"));
     }
 
     #[test]

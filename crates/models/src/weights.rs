@@ -1,6 +1,6 @@
 //! The parameters of a model outside LibTorch: names, shapes, values, fingerprint and file form.
 
-use crate::decoder::{Decoder, DropoutRates, Places, layout};
+use crate::decoder::{Adapters, Decoder, DropoutRates, Places, layout};
 use crate::hugging_face::{Config, ConfigError};
 use crate::settings::{ModelSettings, SettingsError, check_dropout};
 use crate::trainable::Trainable;
@@ -132,8 +132,8 @@ impl Architecture {
         })
     }
 
-    /// The same model of which other parameters are trained; with [`Trainable::Lora`] it has
-    /// adapters, else none.
+    /// The same model of which other parameters are trained; with [`Trainable::Lora`] or
+    /// [`Trainable::Ia3`] it has adapters, else none.
     ///
     /// # Errors
     /// Settings out of range, or that this model has no parameters for.
@@ -323,7 +323,8 @@ impl Weights {
     }
 
     /// The same values in a model of which other parameters are trained. Adapters that the model
-    /// did not have start from a random `A` and a `B` of 0, so that it computes what it did.
+    /// did not have start from a random `A` and a `B` of 0, factors from 1, so that it computes what it
+    /// did.
     ///
     /// # Errors
     /// See [`Architecture::with_trainable`].
@@ -349,6 +350,7 @@ impl Weights {
                         *value = (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
                     }
                 }
+                _ if spec.name.ends_with(".ia3_l") => values.fill(1.0),
                 _ => {}
             }
         }
@@ -388,7 +390,7 @@ impl Weights {
             Origin::Settings { model, .. } => hash.update(format!("heads {}", model.heads)),
             Origin::HuggingFace { config, .. } => hash.update(config.essence()),
         }
-        if let Some(lora) = &self.architecture.decoder.adapters {
+        if let Some(Adapters::Lora(lora)) = &self.architecture.decoder.adapters {
             hash.update(format!("\nadapters times {}", lora.scale));
         }
         for spec in self.layout.specs() {

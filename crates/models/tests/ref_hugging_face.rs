@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-const FOLDERS: [&str; 12] = [
+const FOLDERS: [&str; 16] = [
     "gpt2",
     "opt",
     "opt_post_norm",
@@ -25,15 +25,19 @@ const FOLDERS: [&str; 12] = [
     "gpt2_lora",
     "llama_lora",
     "phi3_lora",
+    "gpt2_ia3",
+    "llama_ia3",
+    "opt_ia3",
+    "gpt_neox_ia3",
 ];
 
 fn data() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data")
 }
 
-/// A checkpoint, or the one before the `_lora` with that adapter.
+/// A checkpoint, or the one before the `_lora` or `_ia3` with that adapter.
 fn weights(folder: &str) -> Weights {
-    let base = folder.strip_suffix("_lora");
+    let base = (folder.strip_suffix("_lora")).or(folder.strip_suffix("_ia3"));
     let weights = hugging_face::load(&data().join(base.unwrap_or(folder)), None).unwrap();
     match base {
         Some(_) => hugging_face::load_adapter(&weights, &data().join(folder)).unwrap(),
@@ -157,7 +161,8 @@ fn ref_one_step_of_adamw_is_that_of_pytorch() {
     };
     for folder in FOLDERS {
         let reference = Reference::of(folder);
-        for (kind, tolerance) in [(Kind::Double, 1e-7), (Kind::Float, 1e-6)] {
+        // The reference is kept in 32 bits, which round values below 4 by at most 2^-23.
+        for (kind, tolerance) in [(Kind::Double, 1.25e-7), (Kind::Float, 1e-6)] {
             let model = Transformer::with_kind(&weights(folder), Device::Cpu, kind);
             let examples = examples();
             let batch = model.batch(&examples.iter().collect::<Vec<_>>());

@@ -3,8 +3,8 @@
 
 use simfluence_core::{BoxError, Curriculum, Step};
 use simfluence_models::{
-    Device, Evaluation, EvaluationSet, LoraSettings, StepRecord, TokenizedExample, Trainable,
-    TrainingObserver, TrainingSettings, TrainingState, Weights, fine_tune, hugging_face,
+    Device, Evaluation, EvaluationSet, Ia3Settings, LoraSettings, StepRecord, TokenizedExample,
+    Trainable, TrainingObserver, TrainingSettings, TrainingState, Weights, fine_tune, hugging_face,
 };
 use std::path::PathBuf;
 
@@ -88,6 +88,11 @@ fn only_what_is_trained_moves_and_a_run_goes_on_bit_for_bit() {
             Trainable::Lora(LoraSettings::default()),
             &[".lora_A.", ".lora_B."],
         ),
+        (
+            "mistral",
+            Trainable::Ia3(Ia3Settings::default()),
+            &["k_proj.ia3_l", "v_proj.ia3_l", "down_proj.ia3_l"],
+        ),
         ("phi3", Trainable::Full, &[""]),
     ] {
         let base = hugging_face::load(&data(folder), Some(0.0)).unwrap();
@@ -108,10 +113,15 @@ fn only_what_is_trained_moves_and_a_run_goes_on_bit_for_bit() {
 
 #[test]
 fn an_adapter_is_read_and_written_back_bit_for_bit() {
-    for folder in ["gpt2_lora", "llama_lora", "phi3_lora"] {
-        let base = folder.strip_suffix("_lora").unwrap();
+    for (base, adapter) in [
+        ("gpt2", "gpt2_lora"),
+        ("llama", "llama_lora"),
+        ("phi3", "phi3_lora"),
+        ("gpt2", "gpt2_ia3"),
+        ("opt", "opt_ia3"),
+    ] {
         let base = hugging_face::load(&data(base), None).unwrap();
-        let adapted = hugging_face::load_adapter(&base, &data(folder)).unwrap();
+        let adapted = hugging_face::load_adapter(&base, &data(adapter)).unwrap();
         let out = tempfile::tempdir().unwrap();
         hugging_face::save_adapter(&adapted, out.path()).unwrap();
         let again = hugging_face::load_adapter(&base, out.path()).unwrap();
@@ -144,7 +154,8 @@ fn adapters_that_are_not_understood_are_refused_by_field_or_tensor() {
         error.to_string()
     };
     for (field, value) in [
-        ("peft_type", serde_json::json!("IA3")),
+        ("peft_type", serde_json::json!("LOHA")),
+        ("feedforward_modules", serde_json::json!(["down_proj"])),
         ("use_dora", serde_json::json!(true)),
         ("use_rslora", serde_json::json!(true)),
         ("bias", serde_json::json!("all")),
@@ -157,6 +168,34 @@ fn adapters_that_are_not_understood_are_refused_by_field_or_tensor() {
         let message = message(&base, field, value);
         assert!(message.contains(field), "{field}: {message}");
     }
+    let base_of_factors = hugging_face::load(&data("gpt2"), None).unwrap();
+    let factors = |field: &str, value: serde_json::Value| {
+        let folder = tempfile::tempdir().unwrap();
+        let values = "adapter_model.safetensors";
+        std::fs::copy(data("gpt2_ia3").join(values), folder.path().join(values)).unwrap();
+        let text = std::fs::read_to_string(data("gpt2_ia3/adapter_config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config[field] = value;
+        let path = folder.path().join("adapter_config.json");
+        std::fs::write(path, config.to_string()).unwrap();
+        let error = hugging_face::load_adapter(&base_of_factors, folder.path()).unwrap_err();
+        error.to_string()
+    };
+    for (field, value) in [
+        ("feedforward_modules", serde_json::json!("mlp.c_proj")),
+        ("feedforward_modules", serde_json::Value::Null),
+        ("exclude_modules", serde_json::json!(["c_attn"])),
+        ("lora_dropout", serde_json::json!(0.0)),
+    ] {
+        let message = factors(field, value);
+        assert!(message.contains(field), "{field}: {message}");
+    }
+    // Factors of the output where the file has those of the input.
+    let outputs = factors("feedforward_modules", serde_json::json!([]));
+    assert!(
+        outputs.contains("c_proj.ia3_l") && outputs.contains("[1, 12]"),
+        "{outputs}"
+    );
     let rank = message(&base, "r", serde_json::json!(3));
     assert!(
         rank.contains("lora_A.weight") && rank.contains("[3, "),

@@ -70,9 +70,10 @@ fn ref_tokens_of_a_conversation_are_those_of_transformers() {
     let tokenizer = Tokenizer::load(&data("../text")).unwrap();
     for row in renderings().into_iter().filter(|row| row.tokens.is_some()) {
         let text = row.text.unwrap();
+        let all = 0..text.len();
         let form = Form::Conversation {
             messages: row.messages.to_string(),
-            scored: vec![0..text.len()],
+            scored: vec![all],
         };
         let example = TextExample {
             answer: text,

@@ -1,7 +1,7 @@
 //! The parameters of a decoder in their fixed order, and which of them each part uses.
 
-use super::{Decoder, Gate, NormKind, Positions, Projection};
-use crate::trainable::last_part;
+use super::{Adapters, Decoder, Gate, NormKind, Positions, Projection};
+use crate::trainable::is_named;
 use crate::weights::Layout;
 
 /// A linear layer's parameters, as positions in the layout.
@@ -11,8 +11,29 @@ pub struct Linear {
     pub weight: usize,
     /// `[output]`.
     pub bias: Option<usize>,
+    /// What stands beside it.
+    pub adapter: Option<Adapter>,
+}
+
+/// The parameters of an adapter, as positions in the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adapter {
     /// `A`, `[rank × input]`, and `B`, `[output × rank]`.
-    pub adapter: Option<[usize; 2]>,
+    LowRank([usize; 2]),
+    /// Factors of the input, `[1 × input]`.
+    Input(usize),
+    /// Factors of the output, `[output × 1]`.
+    Output(usize),
+}
+
+impl Adapter {
+    /// All of them.
+    pub fn parameters(&self) -> &[usize] {
+        match self {
+            Self::LowRank(both) => both,
+            Self::Input(one) | Self::Output(one) => std::slice::from_ref(one),
+        }
+    }
 }
 
 /// A norm's parameters, as positions in the layout.
@@ -211,16 +232,29 @@ impl Builder<'_> {
     /// A matrix of a block, with its adapter if it has one.
     fn adaptable(&mut self, name: &str, shape: [usize; 2], has_bias: bool) -> Linear {
         let mut linear = self.linear(name, shape, has_bias);
-        if let Some(lora) = &self.decoder.adapters
-            && lora.targets.contains(&last_part(name))
-        {
-            let rank = lora.rank as usize;
-            let [a, b] = [vec![rank, shape[1]], vec![shape[0], rank]];
-            linear.adapter = Some([
-                self.layout.push(format!("{name}.lora_A.weight"), a),
-                self.layout.push(format!("{name}.lora_B.weight"), b),
-            ]);
-        }
+        let [output, input] = shape;
+        let is_one_of = |ends: &[String]| ends.iter().any(|end| is_named(name, end));
+        linear.adapter = match &self.decoder.adapters {
+            Some(Adapters::Lora(lora)) if is_one_of(&lora.targets) => {
+                let rank = lora.rank as usize;
+                let mut push = |part: &str, shape: [usize; 2]| {
+                    let name = format!("{name}.lora_{part}.weight");
+                    self.layout.push(name, shape.into())
+                };
+                Some(Adapter::LowRank([
+                    push("A", [rank, input]),
+                    push("B", [output, rank]),
+                ]))
+            }
+            Some(Adapters::Ia3(ia3)) if is_one_of(&ia3.targets) => {
+                let name = format!("{name}.ia3_l");
+                Some(match is_one_of(&ia3.feedforward) {
+                    true => Adapter::Input(self.layout.push(name, vec![1, input])),
+                    false => Adapter::Output(self.layout.push(name, vec![output, 1])),
+                })
+            }
+            _ => None,
+        };
         linear
     }
 

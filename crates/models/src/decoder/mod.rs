@@ -13,10 +13,9 @@
 mod layout;
 mod names;
 
-pub use layout::{Affine, LayerPlaces, Linear, MlpPlaces, Places, QkvPlaces, layout};
+pub use layout::{Adapter, Affine, LayerPlaces, Linear, MlpPlaces, Places, QkvPlaces, layout};
 pub use names::Names;
 
-use crate::trainable::last_part;
 use serde::Serialize;
 
 /// A decoder-only transformer.
@@ -51,10 +50,32 @@ pub struct Decoder {
     pub tied_output: bool,
     /// Dropout in training.
     pub dropout: DropoutRates,
-    /// Matrices of low rank beside its own.
-    pub adapters: Option<Lora>,
+    /// Parameters that stand beside its own and change what its matrices do.
+    pub adapters: Option<Adapters>,
     /// What the parameters are called.
     pub names: Names,
+}
+
+/// Parameters beside those of a decoder's matrices.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum Adapters {
+    /// Matrices of low rank.
+    Lora(Lora),
+    /// Factors.
+    Ia3(Ia3),
+}
+
+/// Factors `l` of what some matrices give, `l ∘ (W x + b)`, or of what they read, `W (l ∘ x) + b`.
+///
+/// # Reference
+/// Liu et al. 2022, "Few-shot parameter-efficient fine-tuning is better and cheaper than in-context
+/// learning", section 3.3.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ia3 {
+    /// Ends of the names of the matrices that have factors.
+    pub targets: Vec<String>,
+    /// Ends of the names of those among them that have them at their input.
+    pub feedforward: Vec<String>,
 }
 
 /// Low-rank adapters: `W x + scale · B A x` in place of `W x`.
@@ -67,7 +88,7 @@ pub struct Lora {
     pub rank: u32,
     /// What `B A` is multiplied by.
     pub scale: f64,
-    /// Last parts of the names of the matrices that have one.
+    /// Ends of the names of the matrices that have one.
     pub targets: Vec<String>,
 }
 
@@ -228,8 +249,8 @@ impl Attention {
 }
 
 impl Decoder {
-    /// Last parts of the names of the matrices that can have an adapter: those of the blocks.
-    pub fn adaptable(&self) -> Vec<String> {
+    /// Names of the matrices that can have an adapter, with `{}` for the block: all of the blocks.
+    pub fn adaptable(&self) -> Vec<&'static str> {
         let names = &self.names;
         let all = [
             names.qkv,
@@ -241,15 +262,7 @@ impl Decoder {
             names.up,
             names.down,
         ];
-        let present = all.into_iter().filter(|name| !name.is_empty());
-        let mut parts: Vec<String> = Vec::new();
-        for part in present.map(last_part) {
-            // GPT-2 calls two of them the same.
-            if !parts.contains(&part) {
-                parts.push(part);
-            }
-        }
-        parts
+        all.into_iter().filter(|name| !name.is_empty()).collect()
     }
 
     /// Number of values in the parameters.

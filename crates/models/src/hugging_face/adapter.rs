@@ -1,13 +1,14 @@
-//! LoRA adapters in the folder format of PEFT: `adapter_config.json` and
+//! Adapters, LoRA and (IA)³, in the folder format of PEFT: `adapter_config.json` and
 //! `adapter_model.safetensors`.
 
 use super::checkpoint::CheckpointError;
 use super::config::ConfigError;
 use super::fields::Fields;
-use super::save::{Stored, write_json, write_tensors};
+use super::save::{Stored, is_adapter, write_json, write_tensors};
 use super::shard::Shard;
-use crate::trainable::{LoraSettings, Trainable};
-use crate::weights::{ArchitectureError, Weights};
+use crate::decoder::Adapters;
+use crate::trainable::{Ia3Settings, LoraSettings, Trainable};
+use crate::weights::{ArchitectureError, ParameterSpec, Weights};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -27,6 +28,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "eva_config",
     "fan_in_fan_out",
     "inference_mode",
+    "init_ia3_weights",
     "init_lora_weights",
     "megatron_core",
     "peft_version",
@@ -37,8 +39,8 @@ const WITHOUT_EFFECT: &[&str] = &[
 /// A model with the adapter of a folder, which is then what is trained.
 ///
 /// # Errors
-/// A file that cannot be read or is malformed; an adapter of another kind than plain LoRA, with
-/// the field that says so; matrices that the model does not have, tensors that are missing, too
+/// A file that cannot be read or is malformed; an adapter of another kind than plain LoRA or (IA)³,
+/// with the field that says so; matrices that the model does not have, tensors that are missing, too
 /// many, misshapen or not finite.
 ///
 /// # Reference
@@ -53,9 +55,9 @@ pub fn load_adapter(base: &Weights, folder: &Path) -> Result<Weights, Checkpoint
         path: path.clone(),
         problem: source.to_string(),
     })?;
-    let settings = settings(&text).map_err(|source| wrong(source.into()))?;
+    let trainable = trainable(&text).map_err(|source| wrong(source.into()))?;
     let weights = base
-        .with_trainable(Trainable::Lora(settings))
+        .with_trainable(trainable)
         .map_err(|source| wrong(source.into()))?;
     let mut shard = Shard::open(&folder.join(VALUES))?;
     let mut flat = weights.flat().to_vec();
@@ -95,46 +97,65 @@ pub fn load_adapter(base: &Weights, folder: &Path) -> Result<Weights, Checkpoint
 /// # Errors
 /// A model without adapter; a file that cannot be written.
 pub fn save_adapter(weights: &Weights, folder: &Path) -> Result<(), CheckpointError> {
-    let architecture = weights.architecture();
-    let Some(lora) = &architecture.decoder().adapters else {
+    let decoder = weights.architecture().decoder();
+    let Some(adapters) = &decoder.adapters else {
         return Err(CheckpointError::NoAdapter);
     };
-    let tensors = adapters(weights).map(|spec| {
+    let tensors = self::adapters(weights).map(|spec| {
         let name = format!("{PREFIX}{}", spec.name);
         (name, Stored::new(weights, spec))
     });
     write_tensors(tensors, folder, VALUES)?;
-    let has_input_first = !architecture.decoder().names.input_first.is_empty();
-    let config = json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": null,
-        "r": lora.rank,
-        "lora_alpha": lora.scale * f64::from(lora.rank),
-        "lora_dropout": 0.0,
-        "target_modules": lora.targets,
-        "bias": "none",
-        "fan_in_fan_out": has_input_first,
-        "inference_mode": true,
-    });
+    let mut config = match adapters {
+        Adapters::Lora(lora) => json!({
+            "peft_type": "LORA",
+            "r": lora.rank,
+            "lora_alpha": lora.scale * f64::from(lora.rank),
+            "lora_dropout": 0.0,
+            "target_modules": lora.targets,
+            "bias": "none",
+        }),
+        Adapters::Ia3(ia3) => {
+            // PEFT wants no name here that is not a target, too.
+            let is_target = |end: &&String| ia3.targets.contains(end);
+            let feedforward: Vec<&String> = ia3.feedforward.iter().filter(is_target).collect();
+            json!({
+                "peft_type": "IA3",
+                "target_modules": ia3.targets,
+                "feedforward_modules": feedforward,
+            })
+        }
+    };
+    config["task_type"] = json!("CAUSAL_LM");
+    config["base_model_name_or_path"] = Value::Null;
+    config["fan_in_fan_out"] = json!(!decoder.names.input_first.is_empty());
+    config["inference_mode"] = json!(true);
     write_json(&config, folder, CONFIG)
 }
 
-fn adapters(weights: &Weights) -> impl Iterator<Item = &crate::weights::ParameterSpec> {
-    let is_adapter =
-        |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
-    (weights.layout().specs().iter()).filter(move |spec| is_adapter(&spec.name))
+fn adapters(weights: &Weights) -> impl Iterator<Item = &ParameterSpec> {
+    (weights.layout().specs().iter()).filter(|spec| is_adapter(&spec.name))
 }
 
 /// Reads `adapter_config.json`; every field must have been understood.
-fn settings(text: &str) -> Result<LoraSettings, ConfigError> {
+fn trainable(text: &str) -> Result<Trainable, ConfigError> {
     let object: Map<String, Value> =
         serde_json::from_str(text).map_err(|source| ConfigError::Json {
             problem: source.to_string(),
         })?;
     let fields = Fields::new(&object, "");
+    let kind = fields.raw("peft_type").unwrap_or(&Value::Null);
+    let trainable = match kind.as_str() {
+        Some("LORA") => Trainable::Lora(lora(&fields)?),
+        Some("IA3") => Trainable::Ia3(ia3(&fields)?),
+        _ => return Err(fields.unsupported("peft_type", kind, "\"LORA\" or \"IA3\"")),
+    };
+    fields.finish(WITHOUT_EFFECT)?;
+    Ok(trainable)
+}
+
+fn lora(fields: &Fields) -> Result<LoraSettings, ConfigError> {
     for (field, supported) in [
-        ("peft_type", json!("LORA")),
         ("bias", json!("none")),
         ("lora_dropout", json!(0)),
         ("use_rslora", json!(false)),
@@ -149,20 +170,24 @@ fn settings(text: &str) -> Result<LoraSettings, ConfigError> {
     ] {
         fields.only(field, &supported)?;
     }
-    let settings = LoraSettings {
-        rank: fields.count("r")?,
-        alpha: fields.positive_or("lora_alpha", 8.0)?,
-        targets: Some(targets(&fields)?),
-        seed: 0,
-    };
     // How quantised layers would be grouped.
     fields.raw("qalora_group_size");
-    fields.finish(WITHOUT_EFFECT)?;
-    Ok(settings)
+    Ok(LoraSettings {
+        rank: fields.count("r")?,
+        alpha: fields.positive_or("lora_alpha", 8.0)?,
+        targets: Some(names(fields, "target_modules")?),
+        seed: 0,
+    })
 }
 
-fn targets(fields: &Fields) -> Result<Vec<String>, ConfigError> {
-    let name = "target_modules";
+fn ia3(fields: &Fields) -> Result<Ia3Settings, ConfigError> {
+    Ok(Ia3Settings {
+        targets: Some(names(fields, "target_modules")?),
+        feedforward: Some(names(fields, "feedforward_modules")?),
+    })
+}
+
+fn names(fields: &Fields, name: &str) -> Result<Vec<String>, ConfigError> {
     let Some(value) = fields.raw(name).filter(|value| !value.is_null()) else {
         return Err(ConfigError::Missing { field: name.into() });
     };

@@ -418,7 +418,7 @@ pub enum CheckpointError {
         tensor: String,
     },
     /// A model without adapter.
-    #[error("the model has no adapter (LoRA)")]
+    #[error("the model has no adapter (LoRA, (IA)³)")]
     NoAdapter,
     /// Weights that came from no `config.json`.
     #[error("only models that came from a Hugging Face folder can be saved as one")]

@@ -18,7 +18,7 @@ pub fn save(weights: &Weights, folder: &Path) -> Result<(), CheckpointError> {
     let config = (weights.architecture().config()).ok_or(CheckpointError::NoConfig)?;
     let own = weights.layout().specs().iter();
     let tensors = own
-        .filter(|spec| !spec.name.contains(".lora_"))
+        .filter(|spec| !is_adapter(&spec.name))
         .map(|spec| (spec.name.clone(), Stored::new(weights, spec)));
     write_tensors(tensors, folder, WEIGHTS)?;
     let mut fields = config.fields().clone();
@@ -28,6 +28,12 @@ pub fn save(weights: &Weights, folder: &Path) -> Result<(), CheckpointError> {
         }
     }
     write_json(&Value::Object(fields), folder, CONFIG)
+}
+
+/// Whether a parameter belongs to an adapter.
+pub(super) fn is_adapter(name: &str) -> bool {
+    let ends = [".lora_A.weight", ".lora_B.weight", ".ia3_l"];
+    ends.iter().any(|end| name.ends_with(end))
 }
 
 /// Writes a safetensors file into a folder, which is created.

@@ -453,6 +453,7 @@ fn evaluate_batch(
 mod tests {
     use super::*;
     use crate::settings::ModelSettings;
+    use crate::torch::test_support::checkpoint;
     use crate::weights::Weights;
 
     fn model() -> Transformer {
@@ -502,6 +503,43 @@ mod tests {
                 .unwrap();
             assert!((together.losses[k] - alone.losses[0]).abs() < 1e-6);
             assert!((together.residuals[k] - alone.residuals[0]).abs() < 1e-6);
+        }
+    }
+
+    /// Rotary positions, heads that are shared, windows, positions with an offset.
+    #[test]
+    fn sharing_beginnings_changes_no_loss_of_a_checkpoint() {
+        let example = |i: u32| {
+            let start = (0..14).map(|p| p * p % 19);
+            let end = (0..3 + i % 6).map(|p| (i * 7 + p * 3 + 1) % 19);
+            TokenizedExample {
+                tokens: start.chain(end).collect(),
+                answer_start: 15 + (i % 2) as usize,
+                ..TokenizedExample::default()
+            }
+        };
+        let examples: Vec<TokenizedExample> = (0..30).map(example).collect();
+        let set = EvaluationSet::new(examples.clone(), 7);
+        assert!(
+            set.groups.iter().any(|g| g.prefix >= 13),
+            "nothing is shared"
+        );
+        for folder in [
+            "opt_post_norm",
+            "gpt_neox",
+            "llama",
+            "mistral",
+            "qwen2",
+            "phi3",
+        ] {
+            let model = Transformer::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
+            let together = set.evaluate(&model).unwrap();
+            for (k, example) in examples.iter().enumerate() {
+                let batch = Batch::new(&[example], 0, Place::of(&model));
+                let alone = model.losses(&batch, Extras::default()).double_value(&[0]);
+                let difference = f64::from(together.losses[k]) - alone;
+                assert!(difference.abs() < 1e-6, "{folder} {k}: {difference}");
+            }
         }
     }
 

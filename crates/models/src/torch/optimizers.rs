@@ -20,11 +20,22 @@ pub(super) struct OptimizerState {
     /// What is kept from step to step, in the order of `buffer_names`.
     buffers: Vec<Tensor>,
     layout: Layout,
+    /// Whether weight decay applies to each parameter.
+    decayed: Vec<bool>,
+    /// First value and length of the parts of the flat buffer that it applies to.
+    decayed_parts: Vec<(i64, i64)>,
 }
 
 impl OptimizerState {
-    /// The state before the first update.
-    pub(super) fn new(optimizer: Optimizer, layout: &Layout, kind: Kind, device: Device) -> Self {
+    /// The state before the first update; weight decay applies to the parameters of the layout
+    /// that are `decayed`.
+    pub(super) fn new(
+        optimizer: Optimizer,
+        layout: &Layout,
+        decayed: Vec<bool>,
+        kind: Kind,
+        device: Device,
+    ) -> Self {
         let buffers = buffer_shapes(&optimizer, layout)
             .into_iter()
             .map(|(_, length)| Tensor::zeros([length as i64], (kind, device)))
@@ -33,6 +44,8 @@ impl OptimizerState {
             optimizer,
             step: 0,
             buffers,
+            decayed_parts: parts(layout, &decayed),
+            decayed,
             layout: layout.clone(),
         }
     }
@@ -47,7 +60,7 @@ impl OptimizerState {
                 nesterov,
                 weight_decay,
             } => {
-                add_decay(gradient, parameters, weight_decay);
+                self.add_decay(gradient, parameters, weight_decay);
                 self.sgd(gradient, momentum, dampening, nesterov);
                 descend(parameters, gradient, rate);
             }
@@ -57,7 +70,7 @@ impl OptimizerState {
                 momentum,
                 weight_decay,
             } => {
-                add_decay(gradient, parameters, weight_decay);
+                self.add_decay(gradient, parameters, weight_decay);
                 self.rmsprop(gradient, alpha, eps, momentum);
                 descend(parameters, gradient, rate);
             }
@@ -67,7 +80,7 @@ impl OptimizerState {
                 eps,
                 weight_decay,
             } => {
-                add_decay(gradient, parameters, weight_decay);
+                self.add_decay(gradient, parameters, weight_decay);
                 self.adam(parameters, gradient, rate, [beta1, beta2, eps]);
             }
             Optimizer::Adamw {
@@ -76,11 +89,29 @@ impl OptimizerState {
                 eps,
                 weight_decay,
             } => {
-                shrink(parameters, rate * weight_decay);
+                self.shrink(parameters, rate * weight_decay);
                 self.adam(parameters, gradient, rate, [beta1, beta2, eps]);
             }
             Optimizer::Adafactor { .. } => self.adafactor(parameters, gradient, rate),
         });
+    }
+
+    /// `g ← g + λ θ` for what is decayed.
+    fn add_decay(&self, gradient: &Tensor, parameters: &Tensor, decay: f64) {
+        if decay == 0.0 {
+            return;
+        }
+        for &(first, length) in &self.decayed_parts {
+            let mut part = gradient.narrow(0, first, length);
+            part += parameters.narrow(0, first, length) * decay;
+        }
+    }
+
+    /// `θ ← (1 − amount) θ` for what is decayed.
+    fn shrink(&self, parameters: &Tensor, amount: f64) {
+        for &(first, length) in &self.decayed_parts {
+            shrink(&mut parameters.narrow(0, first, length), amount);
+        }
     }
 
     /// `b ← μ b + (1 − d) g` (first step: `b = g`); leaves the direction in `gradient`.
@@ -152,10 +183,13 @@ impl OptimizerState {
         let step_rate = rate.min(1.0 / step.sqrt());
         let gradients = views(&self.layout, gradient);
         let mut second = self.buffers.iter_mut();
-        for (mut parameter, gradient) in views(&self.layout, parameters).into_iter().zip(gradients)
+        let parameters = views(&self.layout, parameters).into_iter();
+        for ((mut parameter, gradient), is_decayed) in parameters.zip(gradients).zip(&self.decayed)
         {
             let root_mean_square = rms(&parameter).max(eps2);
-            shrink(&mut parameter, rate * weight_decay);
+            if *is_decayed {
+                shrink(&mut parameter, rate * weight_decay);
+            }
             let mut next = || second.next().expect("a buffer per parameter or axis");
             let mut update = if parameter.dim() > 1 {
                 let rows = next();
@@ -246,11 +280,21 @@ fn buffer_shapes(optimizer: &Optimizer, layout: &Layout) -> Vec<(String, usize)>
     }
 }
 
-/// `g ← g + λ θ`.
-fn add_decay(gradient: &mut Tensor, parameters: &Tensor, decay: f64) {
-    if decay != 0.0 {
-        *gradient += parameters * decay;
+/// First value and length of the runs of neighbouring parameters that are decayed, with the gaps
+/// behind them.
+fn parts(layout: &Layout, decayed: &[bool]) -> Vec<(i64, i64)> {
+    let mut parts: Vec<(i64, i64)> = Vec::new();
+    let specs = layout.specs();
+    let ends = specs.iter().skip(1).map(|next| next.offset);
+    let ends = ends.chain([layout.flat_len()]);
+    for ((spec, end), _) in (specs.iter().zip(ends).zip(decayed)).filter(|(_, is)| **is) {
+        let (first, end) = (spec.offset as i64, end as i64);
+        match parts.last_mut() {
+            Some(last) if last.0 + last.1 == first => last.1 = end - last.0,
+            _ => parts.push((first, end - first)),
+        }
     }
+    parts
 }
 
 /// `θ ← (1 − amount) θ`.
@@ -312,6 +356,11 @@ mod tests {
         Tensor::from_slice(&values)
     }
 
+    fn state(optimizer: Optimizer, layout: &Layout) -> OptimizerState {
+        let decayed = vec![true; layout.specs().len()];
+        OptimizerState::new(optimizer, layout, decayed, Kind::Double, Device::Cpu)
+    }
+
     /// Numbers by `ref_optimizers.py` (PyTorch 2.13).
     #[test]
     fn ref_every_optimizer_makes_the_steps_of_torch_optim() {
@@ -319,7 +368,7 @@ mod tests {
         let layout = layout();
         for case in cases {
             let mut parameters = flat(&layout, |k| (0.7 * k).cos());
-            let mut state = OptimizerState::new(case.optimizer, &layout, Kind::Double, Device::Cpu);
+            let mut state = state(case.optimizer, &layout);
             for t in 1..=12 {
                 let t = f64::from(t);
                 let mut gradient = flat(&layout, |k| (1.0 + k % 5.0) * (0.37 * k + 1.3 * t).sin());
@@ -342,12 +391,44 @@ mod tests {
         }
     }
 
+    /// Every parameter of a run with decay on some of them is bit for bit what it is in a run with
+    /// decay on all, or on none.
+    #[test]
+    fn weight_decay_applies_to_the_chosen_parameters_only() {
+        let cases: Vec<Case> = serde_json::from_str(include_str!("ref_optimizers.json")).unwrap();
+        let layout = layout();
+        let count = layout.specs().len();
+        for case in cases {
+            let run = |decayed: &dyn Fn(usize) -> bool| {
+                let mut parameters = flat(&layout, |k| (0.7 * k).cos());
+                let decayed = (0..count).map(decayed).collect();
+                let mut state = OptimizerState::new(
+                    case.optimizer,
+                    &layout,
+                    decayed,
+                    Kind::Double,
+                    Device::Cpu,
+                );
+                for t in 1..=3 {
+                    let t = f64::from(t);
+                    let mut gradient = flat(&layout, |k| (0.37 * k + 1.3 * t).sin());
+                    state.update(&mut parameters, &mut gradient, 0.05);
+                }
+                views(&layout, &parameters)
+            };
+            let [some, all, none] = [run(&|k| k % 3 != 1), run(&|_| true), run(&|_| false)];
+            for k in 0..count {
+                let expected = if k % 3 != 1 { &all[k] } else { &none[k] };
+                assert!(some[k].equal(expected), "{:?} {k}", case.optimizer);
+            }
+        }
+    }
+
     #[test]
     fn the_gaps_between_parameters_stay_zero() {
         let layout = layout();
         let mut parameters = flat(&layout, |_| 1.0);
-        let mut state =
-            OptimizerState::new(Optimizer::default(), &layout, Kind::Double, Device::Cpu);
+        let mut state = state(Optimizer::default(), &layout);
         for _ in 0..3 {
             state.update(&mut parameters, &mut flat(&layout, |_| 0.5), 0.1);
         }

@@ -2,7 +2,7 @@
 
 use super::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
 use crate::settings::{ModelSettings, TokenizedExample};
-use crate::trainable::{LoraSettings, Trainable};
+use crate::trainable::{Ia3Settings, LoraSettings, Trainable};
 use crate::weights::{Architecture, Weights};
 use tch::Kind;
 
@@ -20,9 +20,16 @@ pub(super) fn weights(tied_output: bool) -> Weights {
 }
 
 /// The parameters of a tiny checkpoint in `tests/data`.
-fn checkpoint(folder: &str) -> Weights {
+pub(super) fn checkpoint(folder: &str) -> Weights {
     let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     crate::hugging_face::load(&data.join(folder), None).unwrap()
+}
+
+/// The same model with other values.
+fn moved(weights: Weights) -> Weights {
+    let flat = weights.flat().iter().enumerate();
+    let flat = flat.map(|(k, value)| value + 0.1 * (k as f32).sin());
+    Weights::from_flat(weights.architecture(), flat.collect()).unwrap()
 }
 
 /// Models of which not all parameters are trained.
@@ -35,14 +42,10 @@ fn partly_trained() -> Vec<Weights> {
             targets: Some(targets),
             ..LoraSettings::default()
         };
-        let weights = only(weights, Trainable::Lora(settings));
         // Not at the start, where half of the gradient is 0.
-        let flat = weights.flat().iter().enumerate();
-        let flat = flat
-            .map(|(k, value)| value + 0.1 * (k as f32).sin())
-            .collect();
-        Weights::from_flat(weights.architecture(), flat).unwrap()
+        moved(only(weights, Trainable::Lora(settings)))
     };
+    let ia3 = |weights| moved(only(weights, Trainable::Ia3(Ia3Settings::default())));
     vec![
         only(weights(true), Trainable::Bitfit),
         only(checkpoint("opt_post_norm"), Trainable::Bitfit),
@@ -51,6 +54,8 @@ fn partly_trained() -> Vec<Weights> {
         lora(weights(true), &["qkv", "up"]),
         lora(checkpoint("gpt_neox"), &["query_key_value", "dense"]),
         lora(checkpoint("qwen2"), &["q_proj", "v_proj", "gate_proj"]),
+        ia3(weights(true)),
+        ia3(checkpoint("opt_post_norm")),
     ]
 }
 
@@ -74,7 +79,7 @@ pub(super) fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
             tokens: tokens.collect(),
             answer_start: length - 1 - (i + seed) % 3,
             // In some of those with three answer tokens the middle one carries no loss.
-            unscored: if (i + seed) % 3 == 2 && i % 2 == 0 {
+            unscored: if (i + seed) % 3 == 2 && i.is_multiple_of(2) {
                 vec![length - 2]
             } else {
                 Vec::new()

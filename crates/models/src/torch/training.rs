@@ -141,8 +141,9 @@ impl<'a> Run<'a> {
         // for others, so that every run sets it.
         tch::set_num_threads(settings.threads as i32);
         let model = Transformer::new(base, device);
+        let decayed = model.decayed(settings.weight_decay_groups);
         Self {
-            updater: Updater::new(&model, settings.optimizer),
+            updater: Updater::with_decay(&model, settings.optimizer, decayed),
             model,
             settings,
             seed,
@@ -188,26 +189,27 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// One update on a batch whose members have the given shares of the loss.
-    fn update(&mut self, batch: &Batch, shares: &[f32], rate: f64) -> Update {
+    /// One update on micro-batches whose members have the given shares of the loss.
+    fn update<'b>(&mut self, parts: impl Iterator<Item = (Batch, &'b [f32])>, rate: f64) -> Update {
         self.step += 1;
-        let mut dropout = Dropout::of_step(
-            self.model.architecture().decoder().dropout,
-            self.seed,
-            self.step,
-        );
-        let extras = Extras {
-            dropout: dropout.as_mut(),
-            ..Extras::default()
-        };
-        let losses = self.model.losses(batch, extras);
-        let shares =
-            (Tensor::from_slice(shares).to_device(self.model.device())).to_kind(self.model.kind());
-        let loss = losses.dot(&shares);
+        let model = &self.model;
+        let mut dropout =
+            Dropout::of_step(model.architecture().decoder().dropout, self.seed, self.step);
+        let mut batch_losses = Vec::new();
+        let losses = parts.map(|(batch, shares)| {
+            let extras = Extras {
+                dropout: dropout.as_mut(),
+                ..Extras::default()
+            };
+            let losses = model.losses(&batch, extras);
+            batch_losses.extend(to_vec(&losses));
+            let shares = Tensor::from_slice(shares).to_device(model.device());
+            losses.dot(&shares.to_kind(model.kind()))
+        });
         let clip = self.settings.gradient_clip;
-        let gradient_norm = self.updater.update(&self.model, &loss, clip, rate);
+        let gradient_norm = self.updater.update_sum(model, losses, clip, rate);
         Update {
-            batch_losses: to_vec(&losses),
+            batch_losses,
             gradient_norm: gradient_norm as f32,
         }
     }
@@ -216,8 +218,9 @@ impl<'a> Run<'a> {
 /// Fine-tunes `base` along `curriculum` and measures the test losses.
 ///
 /// The loss of step `t` is `Σ_k w_k ℓ(c_t[k])`, with `ℓ` the mean negative log-likelihood per
-/// answer token and `w_k` the step's weights, `1/|c_t|` where it has none. Its learning rate is
-/// the step's own, or that of `settings` where it has none.
+/// answer token and `w_k` the step's weights, or those of [`TrainingSettings::batch_loss`] where it
+/// has none; the observer sees the latter as the step's. Its learning rate is the step's own, or
+/// that of `settings` where it has none.
 ///
 /// - `train`: the training examples, by id; `test`: whose losses are followed.
 /// - `settings`: `steps` and `batch_size` are not read here, the curriculum decides.
@@ -320,12 +323,15 @@ fn one_step(
     let (step, steps) = (run.step + 1, steps as u32);
     let members: Vec<&TokenizedExample> =
         update.batch.iter().map(|&id| &train[id as usize]).collect();
-    let batch = Batch::new(&members, 0, Place::of(&run.model));
-    let shares: Vec<f32> = update.exposures().map(|(_, share)| share as f32).collect();
     let settings = run.settings;
+    let update = &*settings.batch_loss.weighted(update, &members);
+    let shares: Vec<f32> = update.exposures().map(|(_, share)| share as f32).collect();
     let learning_rate =
         (update.learning_rate).unwrap_or_else(|| settings.learning_rate_at(step, steps));
-    let done = run.update(&batch, &shares, f64::from(learning_rate));
+    let size = members.len().div_ceil(settings.accumulation as usize);
+    let place = Place::of(&run.model);
+    let batches = members.chunks(size).map(|part| Batch::new(part, 0, place));
+    let done = run.update(batches.zip(shares.chunks(size)), f64::from(learning_rate));
     let evaluation = (settings.evaluates_at(step, steps))
         .then(|| evaluation.evaluate(settings.part_at(step, steps), &run.model));
     let record = StepRecord {
@@ -499,6 +505,8 @@ pub fn pretrain(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     // Stream 0; those from 1 on belong to the dropout of the steps.
     let shares = vec![1.0 / settings.batch_size as f32; settings.batch_size as usize];
+    let size = shares.len().div_ceil(settings.accumulation as usize);
+    let place = Place::of(&run.model);
     for step in 1..=settings.steps {
         let windows: Vec<&[u32]> = (0..settings.batch_size)
             .map(|_| {
@@ -506,9 +514,10 @@ pub fn pretrain(
                 &corpus[first..=first + length]
             })
             .collect();
-        let batch = Batch::of_windows(&windows, Place::of(&run.model));
+        let batches = (windows.chunks(size)).map(|part| Batch::of_windows(part, place));
         let rate = settings.learning_rate_at(step, settings.steps);
-        let losses = run.update(&batch, &shares, f64::from(rate)).batch_losses;
+        let parts = batches.zip(shares.chunks(size));
+        let losses = run.update(parts, f64::from(rate)).batch_losses;
         let mean = losses.iter().sum::<f32>() / losses.len() as f32;
         on_step(step, mean).map_err(|e| observed(step, e))?;
     }
@@ -613,6 +622,7 @@ pub enum TrainingError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch_loss::BatchLoss;
     use crate::settings::ModelSettings;
     use simfluence_core::{NoProgress, Optimizer};
 
@@ -902,6 +912,95 @@ mod tests {
             .map(|(a, b)| (a - b).abs())
             .sum();
         assert!(distance < 0.02 * moved, "{distance} {moved}");
+    }
+
+    #[test]
+    fn micro_batches_make_the_step_of_the_whole_batch() {
+        let steps = (0..6).map(|t| Step::new(vec![t, t + 3, 2 * t, 9, 14], None));
+        let curriculum = Curriculum::new(steps.collect(), 20).unwrap();
+        let run = |accumulation, batch_loss| {
+            // Not AdamW, which makes whole steps of the rounding where a gradient is 0.
+            let sgd = serde_json::from_str(r#"{"name": "sgd", "momentum": 0.9}"#).unwrap();
+            let settings = TrainingSettings {
+                accumulation,
+                batch_loss,
+                learning_rate: 3e-2,
+                ..settings(sgd)
+            };
+            let mut recording = Recording::default();
+            let (train, test) = (examples(20), test_set());
+            let end = fine_tune(
+                &base(0.0),
+                &train,
+                &test,
+                &curriculum,
+                &settings,
+                0,
+                Device::Cpu,
+                &mut recording,
+                None,
+            );
+            let values = recording.bits.into_iter().map(f32::from_bits);
+            (end.unwrap(), values.collect::<Vec<f32>>())
+        };
+        let apart = |a: &[f32], b: &[f32]| {
+            assert_eq!(a.len(), b.len());
+            (a.iter().zip(b)).fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()))
+        };
+        for batch_loss in [BatchLoss::ExampleMean, BatchLoss::TokenMean] {
+            let (whole, observed) = run(1, batch_loss);
+            // Parts of 3 + 2, of 2 + 2 + 1 (twice), of one each.
+            for accumulation in [2, 3, 4, 5, 99] {
+                let (end, values) = run(accumulation, batch_loss);
+                assert!(apart(&values, &observed) < 2e-5, "{accumulation}");
+                assert!(apart(end.flat(), whole.flat()) < 2e-5, "{accumulation}");
+            }
+        }
+        let (example_mean, _) = run(1, BatchLoss::ExampleMean);
+        let (token_mean, _) = run(1, BatchLoss::TokenMean);
+        assert!(apart(example_mean.flat(), token_mean.flat()) > 1e-3);
+    }
+
+    #[test]
+    fn the_share_of_an_example_is_that_of_its_answer_tokens_unless_the_step_has_weights() {
+        struct Weights(Vec<Option<Vec<f32>>>);
+        impl TrainingObserver for Weights {
+            fn initial(&mut self, _: &Evaluation) -> Result<(), BoxError> {
+                Ok(())
+            }
+            fn step(&mut self, r: &StepRecord<'_>, _: &TrainingState<'_>) -> Result<(), BoxError> {
+                self.0.push(r.update.weights.clone());
+                Ok(())
+            }
+        }
+        // Examples of one and of two answer tokens.
+        let plain = Step::new(vec![0, 1, 3, 5], None);
+        let weighted = Step {
+            weights: Some(vec![0.5, 0.25, 0.125, 0.125]),
+            ..plain.clone()
+        };
+        let curriculum = Curriculum::new(vec![plain, weighted], 20).unwrap();
+        let settings = TrainingSettings {
+            batch_loss: BatchLoss::TokenMean,
+            ..settings(Optimizer::default())
+        };
+        let mut weights = Weights(Vec::new());
+        fine_tune(
+            &base(0.0),
+            &examples(20),
+            &test_set(),
+            &curriculum,
+            &settings,
+            0,
+            Device::Cpu,
+            &mut weights,
+            None,
+        )
+        .unwrap();
+        let share = |tokens: f32| tokens / 7.0;
+        let expected = [1.0, 2.0, 2.0, 2.0].map(share).to_vec();
+        assert_eq!(weights.0[0], Some(expected));
+        assert_eq!(weights.0[1], curriculum.steps()[1].weights);
     }
 
     #[test]

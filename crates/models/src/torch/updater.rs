@@ -16,11 +16,17 @@ pub struct Updater {
 }
 
 impl Updater {
-    /// The state before the first update of `model`.
+    /// The state before the first update of `model`; weight decay applies to all parameters.
     pub fn new<M: Model>(model: &M, optimizer: Optimizer) -> Self {
+        Self::with_decay(model, optimizer, vec![true; model.parameters().len()])
+    }
+
+    /// As [`Updater::new`], with weight decay on the parameters that are `decayed`.
+    pub fn with_decay<M: Model>(model: &M, optimizer: Optimizer, decayed: Vec<bool>) -> Self {
         let gradient = model.flat().zeros_like();
+        let (layout, kind, device) = (model.layout(), model.kind(), model.device());
         Self {
-            optimizer: OptimizerState::new(optimizer, model.layout(), model.kind(), model.device()),
+            optimizer: OptimizerState::new(optimizer, layout, decayed, kind, device),
             gradient_views: views(model.layout(), &gradient),
             gradient,
         }
@@ -36,12 +42,29 @@ impl Updater {
         clip: Option<f64>,
         rate: f64,
     ) -> f64 {
-        let gradients = Tensor::run_backward(&[loss], model.parameters(), false, false);
-        tch::no_grad(|| {
-            for (view, gradient) in self.gradient_views.iter_mut().zip(&gradients) {
-                view.copy_(gradient);
-            }
-        });
+        self.update_sum(model, std::iter::once(loss.shallow_clone()), clip, rate)
+    }
+
+    /// As [`Updater::update`] on the sum of at least one loss, each differentiated before the next
+    /// is asked for: no more than one graph is kept at a time.
+    pub fn update_sum<M: Model>(
+        &mut self,
+        model: &M,
+        losses: impl Iterator<Item = Tensor>,
+        clip: Option<f64>,
+        rate: f64,
+    ) -> f64 {
+        for (part, loss) in losses.enumerate() {
+            let gradients = Tensor::run_backward(&[loss], model.parameters(), false, false);
+            tch::no_grad(|| {
+                for (view, gradient) in self.gradient_views.iter_mut().zip(&gradients) {
+                    match part {
+                        0 => view.copy_(gradient),
+                        _ => *view += gradient,
+                    }
+                }
+            });
+        }
         self.apply(model, clip, rate)
     }
 

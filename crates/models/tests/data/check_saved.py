@@ -34,7 +34,7 @@ for config in sorted(HERE.glob("*/config.json")):
 
 for config in sorted(HERE.glob("*/adapter_config.json")):
     adapter = config.parent
-    base = HERE / adapter.name.removesuffix("_lora")
+    base = HERE / adapter.name.rpartition("_")[0]
     with tempfile.TemporaryDirectory() as saved:
         subprocess.run([sys.argv[1], base, saved, adapter], check=True)
         assert torch.equal(logits(base, saved), logits(base, adapter)), adapter

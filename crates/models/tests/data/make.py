@@ -16,7 +16,7 @@ All of it is computed in 64 bits from the 32-bit parameters. transformers rounds
 rotary angles and softmax; `torch.float32` is replaced by `torch.float64` while it computes, so that
 its own code runs in 64 bits throughout. `rotary.json` has its frequencies of rotary positions.
 
-Folders named `…_lora` have an adapter by PEFT for the checkpoint before the `_`; their reference is of
+Folders named `…_lora` or `…_ia3` have an adapter by PEFT for the checkpoint before the `_`; their reference is of
 both together, its gradients and step of the adapter alone.
 
 `text` is a checkpoint with a byte-level tokenizer, for tests that start from text; `metaspace.json`
@@ -130,22 +130,32 @@ def stored_name(model, name):
     """What the checkpoint calls a parameter; transformers renames GPT-NeoX's output matrix."""
     is_output = model.config.model_type == "gpt_neox" and name == "lm_head.weight"
     name = "embed_out.weight" if is_output else name
-    return name.removeprefix("base_model.model.").replace(".default.", ".")
+    return name.removeprefix("base_model.model.").replace(".default.", ".").removesuffix(".default")
+
+
+def in_32_bits(folder, adapter=None):
+    """A checkpoint, or one with an adapter, as transformers and PEFT load it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(model, adapter) if adapter else model
+
+
+def in_64_bits(single, folder, adapter=None):
+    """The same with the values of `single`; made anew, because the rotary frequencies of a loaded
+    model were computed in 32 bits. To be called within In64Bits."""
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.from_pretrained(folder), dtype=torch.float64, attn_implementation="eager").eval()
+    if adapter:
+        model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(adapter)).eval()
+        model.set_adapter("default", inference_mode=False)
+    model.load_state_dict(single.state_dict())
+    return model
 
 
 def reference(folder, adapter=None):
     """Of a checkpoint, or of one with an adapter: then `gradient` and `step` are the adapter's."""
-    single = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter:
-        single = peft.PeftModel.from_pretrained(single, adapter)
+    single = in_32_bits(folder, adapter)
     with In64Bits():
-        # Made anew: the rotary frequencies of a loaded model were computed in 32 bits.
-        model = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.from_pretrained(folder), dtype=torch.float64, attn_implementation="eager").eval()
-        if adapter:
-            model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(adapter)).eval()
-            model.set_adapter("default", inference_mode=False)
-        model.load_state_dict(single.state_dict())
+        model = in_64_bits(single, folder, adapter)
         results = [answers(model, *example) for example in EXAMPLES]
         losses = torch.stack([loss for _, loss in results])
         losses.sum().backward()
@@ -190,10 +200,16 @@ ADAPTERS = {
         task_type="CAUSAL_LM")),
     "phi3_lora": ("phi3", peft.LoraConfig(
         r=2, lora_alpha=3, target_modules=["qkv_proj", "gate_up_proj"], task_type="CAUSAL_LM")),
+    "gpt2_ia3": ("gpt2", peft.IA3Config(task_type="CAUSAL_LM")),
+    "llama_ia3": ("llama", peft.IA3Config(task_type="CAUSAL_LM")),
+    "opt_ia3": ("opt", peft.IA3Config(
+        target_modules=["k_proj", "v_proj", "fc1", "fc2"], feedforward_modules=["fc2"],
+        task_type="CAUSAL_LM")),
+    "gpt_neox_ia3": ("gpt_neox", peft.IA3Config(task_type="CAUSAL_LM")),
 }
 
 
-def lora(name, seed):
+def adapter(name, seed):
     base, config = ADAPTERS[name]
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -203,7 +219,9 @@ def lora(name, seed):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
+                values = torch.randn(parameter.shape, generator=generator)
+                is_factor = config.peft_type == peft.PeftType.IA3
+                parameter.copy_(1 + 0.3 * values if is_factor else 0.15 * values)
     # Where the base model lies on the machine that ran this is nobody's business.
     model.peft_config["default"].base_model_name_or_path = base
     model.save_pretrained(folder)
@@ -278,14 +296,19 @@ def text():
     (HERE / "encodings.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-for seed, (name, config) in enumerate(CONFIGS.items()):
-    folder = HERE / name
-    shutil.rmtree(folder, ignore_errors=True)
-    initial(config, seed).save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    reference(folder)
-for seed, name in enumerate(ADAPTERS):
-    lora(name, 200 + seed)
-rotary()
-text()
-(HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")
+def main():
+    for seed, (name, config) in enumerate(CONFIGS.items()):
+        folder = HERE / name
+        shutil.rmtree(folder, ignore_errors=True)
+        initial(config, seed).save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        reference(folder)
+    for seed, name in enumerate(ADAPTERS):
+        adapter(name, 200 + seed)
+    rotary()
+    text()
+    (HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@
 //! every layer's output are each example's own, because examples do not meet. The gradient of a
 //! matrix is then a sum of outer products over positions, `Σ_t u_t v_tᵀ`: of a linear layer with
 //! input `a_t` and output gradient `d_t` it is `Σ_t d_t [a_t, 1]ᵀ` (the last column is the bias),
-//! of a token embedding `Σ_t e(token_t) d_tᵀ` with one-hot `e`. Norms, positions and biases of
-//! matrices that are not trained have gradients of their own that are small and simply written
+//! of a token embedding `Σ_t e(token_t) d_tᵀ` with one-hot `e`. Norms, positions, factors and biases
+//! of matrices that are not trained have gradients of their own that are small and simply written
 //! down.
 
 use tch::{Kind, Tensor};
@@ -35,6 +35,12 @@ pub(in crate::torch) enum Use {
     Norm {
         weight: Option<usize>,
         bias: Option<usize>,
+        input: Tensor,
+    },
+    /// `output = input ∘ factors`, factors from `first` on.
+    Scale {
+        factors: usize,
+        first: i64,
         input: Tensor,
     },
     /// `output = weight[tokens]`; tokens `[examples × positions]`.
@@ -70,6 +76,20 @@ impl Use {
         Self::Norm {
             weight,
             bias,
+            input: per_example(input, examples),
+        }
+    }
+
+    /// Factors of the rows `input`, `[examples · positions × features]`.
+    pub(in crate::torch) fn scale(
+        factors: usize,
+        first: i64,
+        input: &Tensor,
+        examples: i64,
+    ) -> Self {
+        Self::Scale {
+            factors,
+            first,
             input: per_example(input, examples),
         }
     }
@@ -134,6 +154,15 @@ impl Use {
                     });
                 }
             }
+            Self::Scale {
+                factors,
+                first,
+                input,
+            } => pieces.push(Piece::Formed {
+                parameter: *factors,
+                first: *first,
+                rows: (output * input).sum_dim_intlist(1, false, None),
+            }),
             Self::Bias { bias, first_row } => pieces.push(Piece::Formed {
                 parameter: *bias,
                 first: *first_row,

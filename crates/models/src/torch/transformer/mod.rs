@@ -12,11 +12,12 @@ use super::batch::{Answers, Batch, Place};
 use super::gradients::{Tape, Use};
 use super::model::{ExampleError, Model, Outputs, Targets};
 use crate::decoder::{
-    Activation, Affine, Gate, LayerPlaces, Linear, MlpPlaces, Norm, NormKind, NormPlace, Places,
-    Positions, layout,
+    Activation, Adapter, Adapters, Affine, Gate, LayerPlaces, Linear, MlpPlaces, Norm, NormKind,
+    NormPlace, Places, Positions, layout,
 };
 use crate::device::DeviceError;
 use crate::settings::TokenizedExample;
+use crate::weight_decay::WeightDecayGroups;
 use crate::weights::{Architecture, Layout, Weights, WeightsError};
 use dropout::drop_out;
 use rotary::Angles;
@@ -131,6 +132,14 @@ impl Transformer {
     /// The architecture.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
+    }
+
+    /// Whether weight decay applies to each trained parameter.
+    pub(super) fn decayed(&self, groups: WeightDecayGroups) -> Vec<bool> {
+        (groups.decayed(&self.whole, &self.places).into_iter())
+            .zip(&self.trained)
+            .filter_map(|(is_decayed, trained)| trained.map(|_| is_decayed))
+            .collect()
     }
 
     /// A copy of all parameters in ordinary memory, as 32-bit floats.
@@ -344,6 +353,14 @@ impl Transformer {
             Some((first, count)) => self.values[index].narrow(0, first, count),
             None => self.values[index].shallow_clone(),
         };
+        let scaled;
+        let input = match linear.adapter {
+            Some(Adapter::Input(factors)) => {
+                scaled = self.scale(input, factors, &self.values[factors], 0, size, tape);
+                &scaled
+            }
+            _ => input,
+        };
         let output = input.linear(&part(linear.weight), linear.bias.map(part));
         let first_row = rows.map_or(0, |(first, _)| first);
         if let Some(tape) = tape {
@@ -357,15 +374,35 @@ impl Transformer {
             }
         }
         match (linear.adapter, &self.architecture.decoder().adapters) {
-            (Some(places), Some(lora)) => {
-                output + self.adapter(places, input, first_row, &part, size, tape) * lora.scale
+            (Some(Adapter::LowRank(places)), Some(Adapters::Lora(lora))) => {
+                output + self.low_rank(places, input, first_row, &part, size, tape) * lora.scale
+            }
+            (Some(Adapter::Output(factors)), _) => {
+                self.scale(&output, factors, &part(factors), first_row, size, tape)
             }
             _ => output,
         }
     }
 
+    /// `rows ∘ l`, with the part `values` of the factors `l` from `first` on.
+    fn scale(
+        &self,
+        rows: &Tensor,
+        factors: usize,
+        values: &Tensor,
+        first: i64,
+        size: i64,
+        tape: &mut Option<&mut Tape>,
+    ) -> Tensor {
+        let output = rows * values.view(-1);
+        if let (Some(tape), Some(factors)) = (tape, self.trained[factors]) {
+            tape.note(Use::scale(factors, first, rows, size), &output);
+        }
+        output
+    }
+
     /// `B A x`, with the rows of `B` that `part` gives.
-    fn adapter(
+    fn low_rank(
         &self,
         [a, b]: [usize; 2],
         input: &Tensor,
