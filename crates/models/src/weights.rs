@@ -2,7 +2,7 @@
 
 use crate::decoder::{Adapters, Decoder, DropoutRates, Places, layout};
 use crate::hugging_face::{Config, ConfigError};
-use crate::settings::{ModelSettings, SettingsError, check_dropout};
+use crate::settings::{ModelSettings, SettingsError, TokenizedExample, TokensError, check_dropout};
 use crate::trainable::Trainable;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -158,6 +158,14 @@ impl Architecture {
     /// What the model is made of.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// Checks that the model can read an example.
+    ///
+    /// # Errors
+    /// See [`TokenizedExample::check`].
+    pub fn check(&self, example: &TokenizedExample) -> Result<(), TokensError> {
+        example.check(self.decoder.vocabulary, self.decoder.context)
     }
 
     /// The `config.json` of a model that came with one.

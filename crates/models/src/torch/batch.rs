@@ -312,12 +312,7 @@ pub(super) fn check_examples(
     architecture: &Architecture,
 ) -> Result<(), (usize, TokensError)> {
     for (index, example) in examples.iter().enumerate() {
-        example
-            .check(
-                architecture.decoder().vocabulary,
-                architecture.decoder().context,
-            )
-            .map_err(|problem| (index, problem))?;
+        (architecture.check(example)).map_err(|problem| (index, problem))?;
     }
     Ok(())
 }

@@ -486,8 +486,7 @@ impl Model for Transformer {
     }
 
     fn check(&self, example: &TokenizedExample) -> Result<(), ExampleError> {
-        let decoder = self.architecture.decoder();
-        Ok(example.check(decoder.vocabulary, decoder.context)?)
+        Ok(self.architecture.check(example)?)
     }
 
     fn length(&self, example: &TokenizedExample) -> usize {
