@@ -4,7 +4,7 @@ use crate::cli::{Format, PreviewArgs};
 use anyhow::Result;
 use serde::Serialize;
 use simfluence_core::Examples;
-use simfluence_models::{PreparedTask, Task, TokenizedExample, Tokenizer};
+use simfluence_models::{PreparedTask, Task, TokenizedExample};
 use std::io::{IsTerminal, Write};
 
 /// What is printed.
@@ -93,7 +93,7 @@ fn show(prepared: &PreparedTask, examples: &Examples, tokens: &[TokenizedExample
                 id,
                 key: example.key.clone(),
                 dataset: example.dataset.clone(),
-                tokens: texts(&prepared.tokenizer, &tokenized.tokens),
+                tokens: texts(prepared, tokenized),
                 ids: tokenized.tokens.clone(),
                 weights,
             }
@@ -102,8 +102,9 @@ fn show(prepared: &PreparedTask, examples: &Examples, tokens: &[TokenizedExample
 }
 
 /// The text of each token on its own.
-fn texts(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<String> {
-    tokens.iter().map(|&id| tokenizer.decode(&[id])).collect()
+fn texts(prepared: &PreparedTask, example: &TokenizedExample) -> Vec<String> {
+    let text = |at| (prepared.reading).text_of(&prepared.tokenizer, example, at);
+    (0..example.tokens.len()).map(text).collect()
 }
 
 fn print(answer: &Answer, format: Format) -> Result<()> {

@@ -97,6 +97,94 @@ fn an_encoder_with_a_decoder_is_recorded_attributed_edited_and_verified() {
     );
 }
 
+/// A text and its class, by name.
+fn bert_task() -> String {
+    TASK.replace(" Answer:\"", "\"")
+        .replace("\" {next}.\"", "\"{kind}\"")
+}
+
+#[test]
+fn a_classifier_is_recorded_attributed_edited_and_verified() {
+    check_main_job(
+        "bert_text",
+        &bert_task(),
+        "bert.encoder.layer.1.intermediate.dense",
+    );
+}
+
+#[test]
+fn a_classifier_learns_classes_that_it_has() {
+    let folder = task_of("bert_text", &bert_task());
+    let path = folder.path();
+    let preview = json(path, &["preview", "task.toml", "--examples", "10"]);
+    for shown in preview["examples"].as_array().unwrap() {
+        let (tokens, weights) = (&shown["tokens"], shown["weights"].as_array().unwrap());
+        let last = weights.len() - 1;
+        assert_eq!(
+            (&tokens[0], &tokens[last - 1]),
+            (&"[CLS]".into(), &"[SEP]".into())
+        );
+        assert_eq!(tokens[last], shown["dataset"]);
+        assert_eq!(weights[last], 1.0);
+        assert!(weights[..last].iter().all(|w| *w == 0.0));
+    }
+    let next = bert_task().replace("answer = \"{kind}\"", "answer = \"{next}\"");
+    std::fs::write(path.join("task.toml"), next).unwrap();
+    let message = fail(path, &["record", "task.toml", "--out", "runs"]);
+    assert!(message.contains("is no class of this model"), "{message}");
+    assert!(message.contains("odd, even"), "{message}");
+
+    // Adapters are trained with the classifier, and saved with it.
+    let lora = "[trainable]\nmethod = \"lora\"\nrank = 2\n[training]";
+    let lora = bert_task().replace("[training]", lora);
+    std::fs::write(path.join("task.toml"), &lora).unwrap();
+    succeed(
+        path,
+        &[
+            "record",
+            "task.toml",
+            "--out",
+            "runs",
+            "--runs",
+            "train-000,ordinary-000",
+        ],
+    );
+    let save = ["save-model", "runs", "--run", "train-000", "--out", "saved"];
+    succeed(path, &save);
+    let further = bert_task().replace("\"model\"", "\"model\"\nadapter = \"saved\"");
+    std::fs::write(path.join("task.toml"), further).unwrap();
+    let record = [
+        "record",
+        "task.toml",
+        "--out",
+        "further",
+        "--runs",
+        "train-001",
+    ];
+    succeed(path, &record);
+    let end = losses(path, "runs", "train-000");
+    assert_eq!(
+        losses(path, "further", "train-001")[..4],
+        end[end.len() - 4..]
+    );
+    for method in ["graddot", "hif-ekfac"] {
+        succeed(path, &["attribute", "runs", "--method", method]);
+    }
+    let tokens = ["--tokens", "tokens.safetensors"];
+    let attribute = ["attribute", "runs", "--method", "graddot"];
+    succeed(path, &[&attribute[..], &tokens].concat());
+    let artifact = simfluence::recorder::read_artifact(&path.join(tokens[1])).unwrap();
+    let scores = simfluence::core::TokenScores::from_artifact(&artifact).unwrap();
+    let texts: Vec<&str> = (scores.rows.iter())
+        .filter_map(|row| row.text.as_deref())
+        .collect();
+    assert_eq!(texts.len(), 10);
+    assert!(
+        texts.contains(&"odd") && texts.contains(&"even"),
+        "{texts:?}"
+    );
+}
+
 /// Record, attribute by every method, edit, verify, save, train again, leave out.
 fn check_main_job(model: &str, task: &str, layer: &str) {
     let folder = task_of(model, task);

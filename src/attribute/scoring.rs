@@ -9,7 +9,9 @@ use crate::train::{BaseModel, checkpoints};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use simfluence_core::{Example, Examples, Optimizer, Progress, Run, Scores};
-use simfluence_models::{Approximation, Device, Metric, TokenizedExample, Tokenizer, Transformer};
+use simfluence_models::{
+    Approximation, Device, Metric, Reading, TokenizedExample, Tokenizer, Transformer,
+};
 use simfluence_recorder::write_artifact;
 use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
 use simfluence_simulators::empirical::{Empirical, EmpiricalParams};
@@ -41,6 +43,7 @@ pub(super) struct Scoring<'a> {
     /// All training examples, where not all are scored.
     all: Option<(Vec<TokenizedExample>, Axes)>,
     pub(super) tokenizer: Tokenizer,
+    pub(super) reading: Reading,
     /// Learning rate and file of each checkpoint.
     checkpoints: Vec<(f64, PathBuf)>,
     device: Device,
@@ -76,6 +79,7 @@ pub fn scores(
             test_keys: open.set.test_examples().keys(),
         },
         all: None,
+        reading: model.weights.architecture().reading(),
         tokenizer: model.tokenizer,
         checkpoints: checkpoints(open, reference)?,
         device: request.device.parse()?,

@@ -56,7 +56,7 @@ impl Scoring<'_> {
             let at = (example.targets().nth(token.position as usize)).expect("a token with loss");
             let id = example.tokens[at];
             token.id = Some(id);
-            token.text = Some(self.tokenizer.decode(&[id]));
+            token.text = Some(self.reading.text_of(&self.tokenizer, example, at));
         }
     }
 }

@@ -18,14 +18,32 @@ pub enum Reading {
         /// Most tokens of each.
         context: usize,
     },
+    /// The prompt as a text, the answer as the name of its class.
+    Class {
+        /// Most tokens of the text.
+        context: usize,
+        /// The names of the classes.
+        labels: Vec<String>,
+    },
 }
 
 impl Reading {
     /// Most tokens of an example.
     pub fn most_tokens(&self) -> usize {
         match self {
-            Self::Text { context } => context + 1,
+            Self::Text { context } | Self::Class { context, .. } => context + 1,
             Self::PromptAndAnswer { context } => 2 * context,
+        }
+    }
+
+    /// The text of a token of an example on its own; of a class its name.
+    pub fn text_of(&self, tokenizer: &Tokenizer, example: &TokenizedExample, at: usize) -> String {
+        let id = example.tokens[at];
+        match self {
+            Self::Class { labels, .. } if at == example.answer_start => {
+                labels.get(id as usize).cloned().unwrap_or_default()
+            }
+            _ => tokenizer.decode(&[id]),
         }
     }
 }
@@ -42,6 +60,9 @@ impl Tokenizer {
     ///
     /// **Prompt and answer** ([`Reading::PromptAndAnswer`]): each is a text of its own, with what the
     /// tokeniser puts around it; all tokens of the answer carry loss.
+    ///
+    /// **A class** ([`Reading::Class`]): the prompt is a text, the answer the name of a class or its
+    /// number; the class is put behind the tokens of the text, as the only one that carries loss.
     ///
     /// What has more tokens than fit is truncated if the example says so, prompt and answer each for
     /// itself where they are texts of their own: tokens around a text stay, as in the tokenizers
@@ -68,6 +89,7 @@ impl Tokenizer {
         match reading {
             Reading::Text { context } => self.one_text(example, *context),
             Reading::PromptAndAnswer { context } => self.two_texts(example, *context),
+            Reading::Class { context, labels } => self.text_and_class(example, *context, labels),
         }
     }
 
@@ -129,46 +151,77 @@ impl Tokenizer {
         example: &TextExample,
         context: usize,
     ) -> Result<(TokenizedExample, bool), TokenizerError> {
-        let key = &example.key;
-        if example.form != Content::PromptAnswer || example.loss == Loss::All {
-            return Err(TokenizerError::NoPromptAndAnswer { key: key.clone() });
-        }
-        let mut tokens = Vec::new();
-        let mut is_truncated = false;
-        let mut answer_start = 0;
-        for (text, part) in [
-            (&example.prompt, " in its prompt"),
-            (&example.answer, " in its answer"),
-        ] {
-            answer_start = tokens.len();
-            let pieces = self.pieces(text, true).map_err(|e| e.of_example(key))?;
-            let mut marked: Vec<Marked> = (pieces.into_iter())
-                .map(|piece| Marked {
-                    is_scored: true,
-                    piece,
-                })
-                .collect();
-            let is_text = |marked: &[Marked]| marked.iter().any(|token| !token.piece.is_added);
-            if !is_text(&marked) {
-                return Err(TokenizerError::Empty { key: key.clone() });
-            }
-            let got = marked.len();
-            is_truncated |= fit(&mut marked, context, example, part)?;
-            if !is_text(&marked) {
-                return Err(TokenizerError::NothingLeft {
-                    key: key.clone(),
-                    got,
-                    allowed: context,
-                });
-            }
-            tokens.extend(marked.iter().map(|token| token.piece.id));
-        }
+        check_has_both(example)?;
+        let prompt = (&example.prompt[..], " in its prompt");
+        let (mut tokens, is_prompt_cut) = self.whole(example, prompt, context)?;
+        let answer = (&example.answer[..], " in its answer");
+        let (answer, is_answer_cut) = self.whole(example, answer, context)?;
+        let answer_start = tokens.len();
+        tokens.extend(answer);
+        let tokenized = TokenizedExample {
+            tokens,
+            answer_start,
+            unscored: Vec::new(),
+        };
+        Ok((tokenized, is_prompt_cut || is_answer_cut))
+    }
+
+    fn text_and_class(
+        &self,
+        example: &TextExample,
+        context: usize,
+        labels: &[String],
+    ) -> Result<(TokenizedExample, bool), TokenizerError> {
+        check_has_both(example)?;
+        let label = example.answer.trim();
+        let number = || label.parse().ok().filter(|&class| class < labels.len());
+        let class = (labels.iter().position(|known| known == label)).or_else(number);
+        let class = class.ok_or_else(|| TokenizerError::UnknownLabel {
+            key: example.key.clone(),
+            got: label.to_owned(),
+            labels: labels.join(", "),
+        })?;
+        let (mut tokens, is_truncated) = self.whole(example, (&example.prompt, ""), context)?;
+        let answer_start = tokens.len();
+        tokens.push(class as u32);
         let tokenized = TokenizedExample {
             tokens,
             answer_start,
             unscored: Vec::new(),
         };
         Ok((tokenized, is_truncated))
+    }
+
+    /// The tokens of a text with what stands around it, truncated as the example asks for, and
+    /// whether they were; `part` says in messages which text it is.
+    fn whole(
+        &self,
+        example: &TextExample,
+        (text, part): (&str, &'static str),
+        context: usize,
+    ) -> Result<(Vec<u32>, bool), TokenizerError> {
+        let key = &example.key;
+        let pieces = self.pieces(text, true).map_err(|e| e.of_example(key))?;
+        let mark = |piece| Marked {
+            is_scored: true,
+            piece,
+        };
+        let mut marked: Vec<Marked> = pieces.into_iter().map(mark).collect();
+        let has_text = |marked: &[Marked]| marked.iter().any(|token| !token.piece.is_added);
+        if !has_text(&marked) {
+            return Err(TokenizerError::Empty { key: key.clone() });
+        }
+        let got = marked.len();
+        let is_truncated = fit(&mut marked, context, example, part)?;
+        if !has_text(&marked) {
+            return Err(TokenizerError::NothingLeft {
+                key: key.clone(),
+                got,
+                allowed: context,
+            });
+        }
+        let ids = marked.iter().map(|token| token.piece.id).collect();
+        Ok((ids, is_truncated))
     }
 }
 
@@ -184,6 +237,16 @@ fn is_prompt_missing(example: &TextExample, is_first_scored: bool) -> bool {
     let is_empty = example.prompt.is_empty() || example.answer.is_empty();
     let is_without = is_first_scored && example.loss == Loss::Answer;
     example.form == Content::PromptAnswer && (is_empty || is_without)
+}
+
+/// Fails unless an example is a prompt with an answer, which alone carries loss.
+fn check_has_both(example: &TextExample) -> Result<(), TokenizerError> {
+    if example.form == Content::PromptAnswer && example.loss == Loss::Answer {
+        return Ok(());
+    }
+    Err(TokenizerError::NoPromptAndAnswer {
+        key: example.key.clone(),
+    })
 }
 
 /// Truncates tokens to so many as the example asks for; gives whether there were more.
@@ -414,6 +477,34 @@ mod tests {
             assert_eq!(got.answer_start, row.source.len());
             assert_eq!(got.tokens, [row.source, row.target].concat());
         }
+    }
+
+    #[test]
+    fn a_classifier_reads_a_text_and_its_class_by_name_or_number() {
+        let tokenizer = metaspace();
+        let reading = Reading::Class {
+            context: 100,
+            labels: vec!["odd".into(), "even".into(), "0".into()],
+        };
+        let of = |answer| tokenizer.example(&example("four", answer), &reading);
+        let text = tokenizer.pieces("four", true).unwrap();
+        for (answer, class) in [("odd", 0), (" even", 1), ("1", 1), ("0", 2)] {
+            let got = of(answer).unwrap();
+            assert_eq!(got.tokens[got.answer_start..], [class], "{answer}");
+            assert_eq!(got.answer_start, text.len());
+            let last = got.answer_start;
+            let expected = ["odd", "even", "0"][class as usize];
+            assert_eq!(reading.text_of(&tokenizer, &got, last), expected);
+        }
+        for wrong in ["Odd", "3", "-1", ""] {
+            let message = of(wrong).unwrap_err().to_string();
+            assert!(message.contains("odd, even, 0"), "{message}");
+        }
+        let all = TextExample {
+            loss: Loss::All,
+            ..example("four", "odd")
+        };
+        assert!(tokenizer.example(&all, &reading).is_err());
     }
 
     #[test]

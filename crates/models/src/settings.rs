@@ -86,12 +86,15 @@ impl ModelSettings {
     pub(crate) fn decoder(&self, vocabulary: u32) -> Decoder {
         Decoder {
             structure: Structure::Causal,
+            labels: Vec::new(),
             vocabulary,
             context: self.context,
             layers: self.layers,
             width: self.width,
             embedding_width: self.width,
             positions: Positions::Learned { offset: 0 },
+            token_types: 0,
+            has_embedding_norm: false,
             norm: Norm {
                 kind: NormKind::LayerNorm,
                 // PyTorch's default.
@@ -531,7 +534,7 @@ pub enum SettingsError {
 /// `unscored`, each token predicted from all that precede it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 pub struct TokenizedExample {
-    /// Prompt and answer.
+    /// Prompt and answer; for a classifier a text and, as the last, its class.
     pub tokens: Vec<u32>,
     /// Position of the first token that carries loss; at least 1, below the number of tokens.
     pub answer_start: usize,
@@ -581,7 +584,7 @@ impl TokenizedExample {
         self.check_answer()?;
         // The last token is predicted but never read.
         check_length(self.tokens.len(), context as usize + 1)?;
-        self.check_vocabulary(vocabulary)
+        check_vocabulary(&self.tokens, vocabulary)
     }
 
     /// The same for an encoder that reads the prompt and a decoder that says the answer, up to
@@ -590,7 +593,29 @@ impl TokenizedExample {
         self.check_answer()?;
         let longest = self.answer_start.max(self.tokens.len() - self.answer_start);
         check_length(longest, context as usize)?;
-        self.check_vocabulary(vocabulary)
+        check_vocabulary(&self.tokens, vocabulary)
+    }
+
+    /// The same for a classifier: the tokens of a text, up to `context`, and its class.
+    pub(crate) fn check_class(
+        &self,
+        vocabulary: u32,
+        context: u32,
+        classes: usize,
+    ) -> Result<(), TokensError> {
+        self.check_answer()?;
+        let length = self.answer_start;
+        if length + 1 != self.tokens.len() {
+            return Err(TokensError::NotOneClass {
+                got: self.tokens.len() - length,
+            });
+        }
+        check_length(length, context as usize)?;
+        let class = self.tokens[length];
+        if class as usize >= classes {
+            return Err(TokensError::UnknownClass { class, classes });
+        }
+        check_vocabulary(&self.tokens[..length], vocabulary)
     }
 
     fn check_answer(&self) -> Result<(), TokensError> {
@@ -612,12 +637,12 @@ impl TokenizedExample {
         }
         Ok(())
     }
+}
 
-    fn check_vocabulary(&self, vocabulary: u32) -> Result<(), TokensError> {
-        match self.tokens.iter().find(|&&token| token >= vocabulary) {
-            Some(&token) => Err(TokensError::UnknownToken { token, vocabulary }),
-            None => Ok(()),
-        }
+fn check_vocabulary(tokens: &[u32], vocabulary: u32) -> Result<(), TokensError> {
+    match tokens.iter().find(|&&token| token >= vocabulary) {
+        Some(&token) => Err(TokensError::UnknownToken { token, vocabulary }),
+        None => Ok(()),
     }
 }
 
@@ -660,6 +685,20 @@ pub enum TokensError {
         expected: usize,
         /// Tokens of the example.
         got: usize,
+    },
+    /// A classifier predicts one class and nothing else.
+    #[error("{got} values behind the text, but a classifier predicts one class")]
+    NotOneClass {
+        /// Values behind the text.
+        got: usize,
+    },
+    /// A class the model does not have.
+    #[error("class {class} is not among the {classes} of the model, counted from 0")]
+    UnknownClass {
+        /// The class.
+        class: u32,
+        /// Number of classes.
+        classes: usize,
     },
     /// A token the model does not have.
     #[error("token {token} is not in the model's vocabulary of {vocabulary} tokens")]
@@ -801,5 +840,41 @@ mod tests {
                 vocabulary: 4
             })
         );
+    }
+
+    #[test]
+    fn parts_and_classes_that_a_model_cannot_read_are_refused() {
+        let example = |tokens: &[u32], answer_start| TokenizedExample {
+            tokens: tokens.to_vec(),
+            answer_start,
+            ..TokenizedExample::default()
+        };
+        // Prompt and answer have a context each.
+        assert_eq!(example(&[1, 2, 3, 0], 2).check_parts(4, 2), Ok(()));
+        let too_long = Err(TokensError::TooLong {
+            expected: 2,
+            got: 3,
+        });
+        assert_eq!(example(&[1, 2, 3, 0], 3).check_parts(4, 2), too_long);
+        assert_eq!(example(&[1, 2, 3, 0], 1).check_parts(4, 2), too_long);
+        // A class is no token.
+        let class = |tokens: &[u32], start| example(tokens, start).check_class(4, 2, 6);
+        assert_eq!(class(&[1, 2, 5], 2), Ok(()));
+        assert_eq!(
+            class(&[1, 2, 6], 2),
+            Err(TokensError::UnknownClass {
+                class: 6,
+                classes: 6
+            })
+        );
+        assert_eq!(
+            class(&[1, 2, 5], 1),
+            Err(TokensError::NotOneClass { got: 2 })
+        );
+        assert_eq!(class(&[1, 2, 3, 5], 3), too_long);
+        assert!(matches!(
+            class(&[1, 5, 5], 2),
+            Err(TokensError::UnknownToken { token: 5, .. })
+        ));
     }
 }

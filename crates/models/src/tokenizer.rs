@@ -224,9 +224,21 @@ pub enum TokenizerError {
         /// What fits.
         allowed: usize,
     },
+    /// An answer that is no class.
+    #[error(
+        "example {key:?}: the answer {got:?} is no class of this model; its classes are, by name or number from 0: {labels}"
+    )]
+    UnknownLabel {
+        /// Key of the example.
+        key: String,
+        /// The answer.
+        got: String,
+        /// The names of the classes.
+        labels: String,
+    },
     /// An example without prompt and answer for a model that needs both.
     #[error(
-        "example {key:?}: the encoder of this model reads a prompt and its decoder says the answer; give data.prompt and data.answer, without loss = \"all\""
+        "example {key:?}: this model reads a prompt and predicts the answer alone (an encoder with a decoder, or a classifier); give data.prompt and data.answer, without loss = \"all\""
     )]
     NoPromptAndAnswer {
         /// Key of the example.

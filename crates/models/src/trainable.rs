@@ -1,7 +1,7 @@
 //! Which parameters of a model are trained.
 
 use crate::decoder::{
-    Adapters, Decoder, Ia3, LayerPlaces, Lora, NormKind, Places, Positions, QkvPlaces,
+    Adapters, Decoder, Ia3, LayerPlaces, Lora, NormKind, Places, Positions, QkvPlaces, Structure,
 };
 use crate::settings::{SettingsError, at_least_one};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ pub enum Trainable {
     Full,
     /// The biases, those of norms included; not those of keys where positions are learned and keys
     /// have a matrix of their own, because there they change nothing: every weight of a softmax is
-    /// multiplied alike.
+    /// multiplied alike. Of a classifier also the matrix that the classes come from.
     ///
     /// # Reference
     /// Ben Zaken et al. 2022, "BitFit".
@@ -56,6 +56,9 @@ pub struct LoraSettings {
     pub targets: Option<Vec<String>>,
     /// Seed of `A`, uniform in `±1/√(input width)`, default 0; `B` starts from 0.
     pub seed: u64,
+    /// Whether the matrix and the bias that a classifier's classes come from are trained, too,
+    /// default true; without effect on other models.
+    pub classifier: bool,
 }
 
 impl Default for LoraSettings {
@@ -65,6 +68,7 @@ impl Default for LoraSettings {
             alpha: 16.0,
             targets: None,
             seed: 0,
+            classifier: true,
         }
     }
 }
@@ -75,7 +79,7 @@ impl Default for LoraSettings {
 /// # Reference
 /// Liu et al. 2022, "Few-shot parameter-efficient fine-tuning is better and cheaper than in-context
 /// learning", section 3.3.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ia3Settings {
     /// Ends of the names of the matrices that have factors; default: those of keys and values, or
@@ -84,9 +88,32 @@ pub struct Ia3Settings {
     /// Ends of the names of those among them whose input is multiplied; default: the last of the
     /// MLP, which reads its inner activations.
     pub feedforward: Option<Vec<String>>,
+    /// As [`LoraSettings::classifier`].
+    pub classifier: bool,
+}
+
+impl Default for Ia3Settings {
+    fn default() -> Self {
+        Self {
+            targets: None,
+            feedforward: None,
+            classifier: true,
+        }
+    }
 }
 
 impl Trainable {
+    /// Whether the matrix that a classifier's classes come from is trained beside other parameters.
+    pub(crate) fn has_classifier(&self, decoder: &Decoder) -> bool {
+        let is_wanted = match self {
+            Self::Full | Self::LastLayers { .. } => false,
+            Self::Bitfit => true,
+            Self::Lora(settings) => settings.classifier,
+            Self::Ia3(settings) => settings.classifier,
+        };
+        is_wanted && decoder.structure == Structure::Classifier
+    }
+
     /// What a decoder needs for it besides its own parameters.
     ///
     /// # Errors
@@ -153,6 +180,12 @@ impl Trainable {
                         chosen[index] = true;
                     }
                 }
+            }
+        }
+        if self.has_classifier(decoder) {
+            let output = places.output;
+            for index in std::iter::once(output.weight).chain(output.bias) {
+                chosen[index] = true;
             }
         }
         chosen
@@ -249,14 +282,16 @@ pub(crate) fn is_named(name: &str, end: &str) -> bool {
 }
 
 /// The shortest end of a matrix's name that no matrix with another task has: `q_proj`, but of
-/// GPT-2, which has two `c_proj`, `mlp.c_proj`.
+/// GPT-2, which has two `c_proj`, `mlp.c_proj`. Where only the block's number tells them apart it is
+/// all that follows that, and names both: BERT's `output.dense`, as in PEFT.
 fn end_of(name: &str, decoder: &Decoder) -> String {
     let known = decoder.adaptable();
     let starts = name.rmatch_indices('.').map(|(dot, _)| dot + 1);
-    let mut ends = starts.map(|start| &name[start..]);
+    let mut ends = (starts.map(|start| &name[start..])).take_while(|end| !end.contains('{'));
     let has = |names: &&Vec<&str>, end: &str| names.iter().any(|name| is_named(name, end));
     let is_unique = |end: &&str| known.iter().filter(|names| has(names, end)).count() == 1;
-    ends.find(is_unique).unwrap_or(name).to_owned()
+    let behind_number = name.rsplit("{}.").next().unwrap_or(name);
+    ends.find(is_unique).unwrap_or(behind_number).to_owned()
 }
 
 #[cfg(test)]
@@ -336,6 +371,7 @@ mod tests {
             Trainable::Ia3(Ia3Settings {
                 targets: owned(targets),
                 feedforward: owned(feedforward),
+                ..Ia3Settings::default()
             })
         };
         let outputs = base.with_trainable(settings(&["mlp.down"], &[])).unwrap();

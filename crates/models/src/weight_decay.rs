@@ -52,7 +52,7 @@ mod tests {
         let text = std::fs::read_to_string(data.join("decay.json")).unwrap();
         let groups: BTreeMap<String, BTreeMap<String, Vec<String>>> =
             serde_json::from_str(&text).unwrap();
-        assert_eq!(groups.len(), 20);
+        assert_eq!(groups.len(), 23);
         for (folder, groups) in groups {
             let base = (folder.strip_suffix("_lora"))
                 .or(folder.strip_suffix("_ia3"))

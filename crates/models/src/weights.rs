@@ -163,6 +163,10 @@ impl Architecture {
         match self.decoder.structure {
             Structure::Causal => Reading::Text { context },
             Structure::EncoderDecoder { .. } => Reading::PromptAndAnswer { context },
+            Structure::Classifier => Reading::Class {
+                context,
+                labels: self.decoder.labels.clone(),
+            },
         }
     }
 
@@ -175,6 +179,9 @@ impl Architecture {
         match self.decoder.structure {
             Structure::Causal => example.check(vocabulary, context),
             Structure::EncoderDecoder { .. } => example.check_parts(vocabulary, context),
+            Structure::Classifier => {
+                example.check_class(vocabulary, context, self.decoder.labels.len())
+            }
         }
     }
 
@@ -501,7 +508,8 @@ fn initial_values(layout: &Layout, places: &Places) -> Vec<Initial> {
         .collect();
     let embeddings = [places.token_embedding, places.output.weight];
     let relative = places.stacks().filter_map(|stack| stack.relative_bias);
-    for index in (embeddings.into_iter().chain(places.position_embedding)).chain(relative) {
+    let others = (places.position_embedding.into_iter()).chain(places.token_types);
+    for index in embeddings.into_iter().chain(others).chain(relative) {
         initial[index] = Initial::Normal(0.02);
     }
     for stack in places.stacks() {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-const FOLDERS: [&str; 20] = [
+const FOLDERS: [&str; 23] = [
     "gpt2",
     "opt",
     "opt_post_norm",
@@ -24,6 +24,7 @@ const FOLDERS: [&str; 20] = [
     "phi3",
     "t5",
     "t5_gated",
+    "bert",
     "gpt2_lora",
     "llama_lora",
     "phi3_lora",
@@ -33,6 +34,8 @@ const FOLDERS: [&str; 20] = [
     "gpt_neox_ia3",
     "t5_lora",
     "t5_gated_ia3",
+    "bert_lora",
+    "bert_ia3",
 ];
 
 fn data() -> PathBuf {
@@ -49,8 +52,13 @@ fn weights(folder: &str) -> Weights {
     }
 }
 
-fn examples() -> Vec<TokenizedExample> {
-    let text = std::fs::read_to_string(data().join("examples.json")).unwrap();
+/// What the models read; classifiers texts with a class behind them.
+fn examples(folder: &str) -> Vec<TokenizedExample> {
+    let file = match folder.starts_with("bert") {
+        true => "classified.json",
+        false => "examples.json",
+    };
+    let text = std::fs::read_to_string(data().join(file)).unwrap();
     let examples: Vec<(Vec<u32>, usize)> = serde_json::from_str(&text).unwrap();
     let example = |(tokens, answer_start)| TokenizedExample {
         tokens,
@@ -108,7 +116,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 fn distances(folder: &str, kind: Kind) -> [f64; 4] {
     let reference = Reference::of(folder);
     let model = Transformer::with_kind(&weights(folder), Device::Cpu, kind);
-    let examples = examples();
+    let examples = examples(folder);
     let batch = model.batch(&examples.iter().collect::<Vec<_>>());
     let outputs = tch::no_grad(|| model.outputs(&batch, None));
     let positions = outputs.weights.size()[1];
@@ -149,7 +157,7 @@ fn ref_evaluation_gives_the_losses_of_transformers() {
     for folder in FOLDERS {
         let reference = Reference::of(folder);
         let model = Transformer::new(&weights(folder), Device::Cpu);
-        let set = EvaluationSet::new(examples(), 2);
+        let set = EvaluationSet::new(examples(folder), 2);
         let got = Tensor::from_slice(&set.evaluate(&model).unwrap().losses);
         assert!(distance(&got, &reference.0["losses"]) < 1e-5, "{folder}");
     }
@@ -168,7 +176,7 @@ fn ref_one_step_of_adamw_is_that_of_pytorch() {
         // The reference is kept in 32 bits, which round values below 4 by at most 2^-23.
         for (kind, tolerance) in [(Kind::Double, 1.25e-7), (Kind::Float, 1e-6)] {
             let model = Transformer::with_kind(&weights(folder), Device::Cpu, kind);
-            let examples = examples();
+            let examples = examples(folder);
             let batch = model.batch(&examples.iter().collect::<Vec<_>>());
             let loss = model.outputs(&batch, None).losses().mean(kind);
             Updater::new(&model, optimizer).update(&model, &loss, None, 1e-4);
@@ -183,7 +191,7 @@ fn ref_one_step_of_adamw_is_that_of_pytorch() {
 fn ref_gradients_of_each_example_are_those_of_one_backward_pass() {
     for folder in FOLDERS {
         let model = Transformer::with_kind(&weights(folder), Device::Cpu, Kind::Double);
-        let examples = examples();
+        let examples = examples(folder);
         let each = per_example_gradients(&model, &examples).unwrap();
         for (k, example) in examples.iter().enumerate() {
             let one = Tensor::ones([1], (Kind::Double, Device::Cpu));

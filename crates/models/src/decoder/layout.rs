@@ -52,6 +52,10 @@ pub struct Places {
     pub token_embedding: usize,
     /// Learned positions, `[offset + context × width]`.
     pub position_embedding: Option<usize>,
+    /// Embedding of token types, `[types × width]`.
+    pub token_types: Option<usize>,
+    /// Norm of the embeddings.
+    pub embedding_norm: Option<Affine>,
     /// From the token embedding to the residual stream.
     pub project_in: Option<Linear>,
     /// The encoder in front of the decoder.
@@ -60,7 +64,10 @@ pub struct Places {
     pub stack: StackPlaces,
     /// From the residual stream to the width of the token embedding.
     pub project_out: Option<Linear>,
-    /// Output matrix, `[vocabulary × embedding width]`; the token embedding where it is tied.
+    /// What a classifier reads the first token through, `[width × width]`.
+    pub pooler: Option<Linear>,
+    /// Output matrix, `[vocabulary × embedding width]`, the token embedding where it is tied; of a
+    /// classifier `[classes × width]`.
     pub output: Linear,
 }
 
@@ -111,10 +118,11 @@ impl Places {
 
     /// All norms.
     pub fn norms(&self) -> impl Iterator<Item = Affine> {
-        self.stacks().flat_map(|stack| {
+        let of_stacks = self.stacks().flat_map(|stack| {
             let of_blocks = stack.layers.iter().flat_map(LayerPlaces::norms);
             of_blocks.chain(stack.final_norm)
-        })
+        });
+        self.embedding_norm.into_iter().chain(of_stacks)
     }
 }
 
@@ -199,6 +207,9 @@ impl Builder<'_> {
             }
             Positions::Rotary(_) | Positions::Relative(_) => None,
         };
+        let token_types = (decoder.token_types > 0)
+            .then(|| self.embedding(names.token_types, [decoder.token_types as usize, width]));
+        let embedding_norm = (decoder.has_embedding_norm).then(|| self.norm(names.embedding_norm));
         let project_in =
             is_projected.then(|| self.linear(names.project_in, [width, embedding[1]], false));
         let encoder = match (decoder.structure, names.encoder) {
@@ -207,10 +218,16 @@ impl Builder<'_> {
             }
             _ => None,
         };
+        let is_classifier = decoder.structure == Structure::Classifier;
         let stack = self.stack(names, decoder.layers);
         let project_out =
             is_projected.then(|| self.linear(names.project_out, [embedding[1], width], false));
+        let pooler = is_classifier.then(|| self.linear(names.pooler, [width, width], true));
         let output = match decoder.tied_output {
+            _ if is_classifier => {
+                let classes = decoder.labels.len();
+                self.linear(names.output, [classes, width], true)
+            }
             true => Linear {
                 weight: token_embedding,
                 bias: None,
@@ -221,10 +238,13 @@ impl Builder<'_> {
         Places {
             token_embedding,
             position_embedding,
+            token_types,
+            embedding_norm,
             project_in,
             encoder,
             stack,
             project_out,
+            pooler,
             output,
         }
     }

@@ -29,6 +29,8 @@ use serde::Serialize;
 pub struct Decoder {
     /// What it reads and what it predicts.
     pub structure: Structure,
+    /// Names of the classes, of a classifier.
+    pub labels: Vec<String>,
     /// Number of tokens.
     pub vocabulary: u32,
     /// Longest input in tokens; of an encoder and its decoder, of each.
@@ -42,6 +44,10 @@ pub struct Decoder {
     pub embedding_width: u32,
     /// How a token knows where it stands.
     pub positions: Positions,
+    /// Rows of the embedding of token types, of which all tokens have the first; 0: there is none.
+    pub token_types: u32,
+    /// Whether the embeddings have a norm.
+    pub has_embedding_norm: bool,
     /// The norms.
     pub norm: Norm,
     /// Where the norms of a block stand.
@@ -79,6 +85,9 @@ pub enum Structure {
         /// The token that the decoder reads before the answer.
         start: u32,
     },
+    /// A text in both directions; its class is predicted from its first token, by way of a pooler,
+    /// `tanh(W h + b)`.
+    Classifier,
 }
 
 impl Structure {
@@ -98,6 +107,10 @@ impl Structure {
                 ..everywhere
             },
             Self::EncoderDecoder { .. } => everywhere,
+            Self::Classifier => DropoutRates {
+                activation: 0.0,
+                ..everywhere
+            },
         }
     }
 }
@@ -317,7 +330,7 @@ pub struct DropoutRates {
     pub attention: f64,
     /// Of what the last matrix of an MLP reads.
     pub activation: f64,
-    /// Of what a stack of blocks gives.
+    /// Of what a stack of blocks, or a pooler, gives.
     pub output: f64,
 }
 

@@ -10,6 +10,10 @@ pub struct Names {
     pub token_embedding: &'static str,
     /// Learned positions.
     pub position_embedding: &'static str,
+    /// Embedding of token types.
+    pub token_types: &'static str,
+    /// Norm of the embeddings.
+    pub embedding_norm: &'static str,
     /// From the token embedding to the residual stream.
     pub project_in: &'static str,
     /// From the residual stream to the width of the token embedding.
@@ -48,6 +52,8 @@ pub struct Names {
     pub down: &'static str,
     /// Norm behind the last block.
     pub final_norm: &'static str,
+    /// What a classifier reads the first token through.
+    pub pooler: &'static str,
     /// Output matrix, where it is not the token embedding.
     pub output: &'static str,
     /// Whether the embeddings' names end in `.weight` as those of other matrices do.
@@ -64,6 +70,8 @@ pub struct Names {
 const NONE: Names = Names {
     token_embedding: "",
     position_embedding: "",
+    token_types: "",
+    embedding_norm: "",
     project_in: "",
     project_out: "",
     attention_norm: "",
@@ -83,6 +91,7 @@ const NONE: Names = Names {
     up: "",
     down: "",
     final_norm: "",
+    pooler: "",
     output: "",
     embeddings_have_suffix: true,
     input_first: &[],
@@ -182,6 +191,25 @@ impl Names {
         value: "",
         up: "",
         ..Self::LLAMA
+    };
+
+    /// Of BERT with a classifier.
+    pub const BERT: Self = Self {
+        token_embedding: "bert.embeddings.word_embeddings",
+        position_embedding: "bert.embeddings.position_embeddings",
+        token_types: "bert.embeddings.token_type_embeddings",
+        embedding_norm: "bert.embeddings.LayerNorm",
+        attention_norm: "bert.encoder.layer.{}.attention.output.LayerNorm",
+        query: "bert.encoder.layer.{}.attention.self.query",
+        key: "bert.encoder.layer.{}.attention.self.key",
+        value: "bert.encoder.layer.{}.attention.self.value",
+        attention_output: "bert.encoder.layer.{}.attention.output.dense",
+        mlp_norm: "bert.encoder.layer.{}.output.LayerNorm",
+        up: "bert.encoder.layer.{}.intermediate.dense",
+        down: "bert.encoder.layer.{}.output.dense",
+        pooler: "bert.pooler.dense",
+        output: "classifier",
+        ..NONE
     };
 
     /// Of the encoder of T5.

@@ -4,9 +4,9 @@
 use super::checkpoint::CheckpointError;
 use super::config::ConfigError;
 use super::fields::Fields;
-use super::save::{Stored, is_adapter, write_json, write_tensors};
+use super::save::{Stored, write_json, write_tensors};
 use super::shard::Shard;
-use crate::decoder::{Adapters, Structure};
+use crate::decoder::{Adapters, Decoder, Structure};
 use crate::trainable::{Ia3Settings, LoraSettings, Trainable};
 use crate::weights::{ArchitectureError, ParameterSpec, Weights};
 use serde_json::{Map, Value, json};
@@ -55,7 +55,8 @@ pub fn load_adapter(base: &Weights, folder: &Path) -> Result<Weights, Checkpoint
         path: path.clone(),
         problem: source.to_string(),
     })?;
-    let trainable = trainable(&text).map_err(|source| wrong(source.into()))?;
+    let decoder = base.architecture().decoder();
+    let trainable = trainable(&text, decoder).map_err(|source| wrong(source.into()))?;
     let weights = base
         .with_trainable(trainable)
         .map_err(|source| wrong(source.into()))?;
@@ -129,28 +130,48 @@ pub fn save_adapter(weights: &Weights, folder: &Path) -> Result<(), CheckpointEr
     config["task_type"] = json!(match decoder.structure {
         Structure::Causal => "CAUSAL_LM",
         Structure::EncoderDecoder { .. } => "SEQ_2_SEQ_LM",
+        Structure::Classifier => "SEQ_CLS",
     });
+    if weights.architecture().trainable().has_classifier(decoder) {
+        config["modules_to_save"] = json!(CLASSIFIERS);
+    }
     config["base_model_name_or_path"] = Value::Null;
     config["fan_in_fan_out"] = json!(!decoder.names.input_first.is_empty());
     config["inference_mode"] = json!(true);
     write_json(&config, folder, CONFIG)
 }
 
+/// The parameters that stand in an adapter's file: its own, and the classifier trained with it.
 fn adapters(weights: &Weights) -> impl Iterator<Item = &ParameterSpec> {
-    (weights.layout().specs().iter()).filter(|spec| is_adapter(&spec.name))
+    let architecture = weights.architecture();
+    let chosen = architecture.chosen();
+    let specs = weights.layout().specs().iter().zip(chosen);
+    specs
+        .filter(|(_, is_chosen)| *is_chosen)
+        .map(|(spec, _)| spec)
 }
 
+/// The modules beside adapters that PEFT trains and saves for sequence classification.
+const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
+
 /// Reads `adapter_config.json`; every field must have been understood.
-fn trainable(text: &str) -> Result<Trainable, ConfigError> {
+fn trainable(text: &str, decoder: &Decoder) -> Result<Trainable, ConfigError> {
     let object: Map<String, Value> =
         serde_json::from_str(text).map_err(|source| ConfigError::Json {
             problem: source.to_string(),
         })?;
     let fields = Fields::new(&object, "");
     let kind = fields.raw("peft_type").unwrap_or(&Value::Null);
+    let classifier = has_classifier(&fields, decoder)?;
     let trainable = match kind.as_str() {
-        Some("LORA") => Trainable::Lora(lora(&fields)?),
-        Some("IA3") => Trainable::Ia3(ia3(&fields)?),
+        Some("LORA") => Trainable::Lora(LoraSettings {
+            classifier,
+            ..lora(&fields)?
+        }),
+        Some("IA3") => Trainable::Ia3(Ia3Settings {
+            classifier,
+            ..ia3(&fields)?
+        }),
         _ => return Err(fields.unsupported("peft_type", kind, "\"LORA\" or \"IA3\"")),
     };
     fields.finish(WITHOUT_EFFECT)?;
@@ -179,7 +200,7 @@ fn lora(fields: &Fields) -> Result<LoraSettings, ConfigError> {
         rank: fields.count("r")?,
         alpha: fields.positive_or("lora_alpha", 8.0)?,
         targets: Some(names(fields, "target_modules")?),
-        seed: 0,
+        ..LoraSettings::default()
     })
 }
 
@@ -187,7 +208,22 @@ fn ia3(fields: &Fields) -> Result<Ia3Settings, ConfigError> {
     Ok(Ia3Settings {
         targets: Some(names(fields, "target_modules")?),
         feedforward: Some(names(fields, "feedforward_modules")?),
+        ..Ia3Settings::default()
     })
+}
+
+/// `modules_to_save`: whether the classifier is trained, too.
+fn has_classifier(fields: &Fields, decoder: &Decoder) -> Result<bool, ConfigError> {
+    let name = "modules_to_save";
+    let Some(value) = fields.raw(name).filter(|value| !value.is_null()) else {
+        return Ok(false);
+    };
+    let is_known = |module: &Value| CLASSIFIERS.iter().any(|known| module == known);
+    let list = value.as_array().filter(|list| list.iter().all(is_known));
+    match list.filter(|_| decoder.structure == Structure::Classifier) {
+        Some(list) => Ok(list.contains(&json!(decoder.names.output))),
+        None => Err(fields.unsupported(name, value, "null, or \"classifier\" of a classifier")),
+    }
 }
 
 fn names(fields: &Fields, name: &str) -> Result<Vec<String>, ConfigError> {

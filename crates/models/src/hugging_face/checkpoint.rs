@@ -24,6 +24,7 @@ const BUFFERS: &[&str] = &[
     ".attention.bias",
     ".attention.masked_bias",
     ".rotary_emb.inv_freq",
+    ".embeddings.position_ids",
     // T5 has no positions between decoder and encoder; older checkpoints hold a table all the same.
     ".EncDecAttention.relative_attention_bias.weight",
 ];

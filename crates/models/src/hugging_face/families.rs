@@ -9,10 +9,10 @@ use crate::decoder::{
     Activation, Attention, Decoder, DropoutRates, Gate, Mlp, Names, Norm, NormKind, NormPlace,
     Positions, Projection, RelativePositions, Structure, Window,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Supported model types.
-const FAMILIES: &str = "gpt2, opt, gpt_neox, llama, mistral, qwen2, phi3, t5";
+const FAMILIES: &str = "gpt2, opt, gpt_neox, llama, mistral, qwen2, phi3, t5, bert";
 
 /// Fields that change nothing in what a decoder computes from tokens.
 const WITHOUT_EFFECT: &[&str] = &[
@@ -92,6 +92,7 @@ pub(super) fn decoder(fields: &Fields) -> Result<Decoder, ConfigError> {
         Some("qwen2") => qwen2(fields)?,
         Some("phi3") => phi3(fields)?,
         Some("t5") => t5(fields)?,
+        Some("bert") => bert(fields)?,
         Some(other) => {
             return Err(fields.unsupported("model_type", &Value::from(other), FAMILIES));
         }
@@ -118,6 +119,9 @@ fn gpt2(fields: &Fields) -> Result<Decoder, ConfigError> {
     fields.only("scale_attn_by_inverse_layer_idx", &json!(false))?;
     Ok(Decoder {
         structure: Structure::Causal,
+        labels: Vec::new(),
+        token_types: 0,
+        has_embedding_norm: false,
         vocabulary: fields.count("vocab_size")?,
         context: fields.count("n_positions")?,
         layers: fields.count("n_layer")?,
@@ -163,6 +167,9 @@ fn opt(fields: &Fields) -> Result<Decoder, ConfigError> {
     fields.only("activation_dropout", &json!(0))?;
     Ok(Decoder {
         structure: Structure::Causal,
+        labels: Vec::new(),
+        token_types: 0,
+        has_embedding_norm: false,
         vocabulary: fields.count("vocab_size")?,
         context: fields.count("max_position_embeddings")?,
         layers: fields.count("num_hidden_layers")?,
@@ -216,6 +223,9 @@ fn gpt_neox(fields: &Fields) -> Result<Decoder, ConfigError> {
     let hidden_dropout = fields.probability_or("hidden_dropout", 0.0)?;
     Ok(Decoder {
         structure: Structure::Causal,
+        labels: Vec::new(),
+        token_types: 0,
+        has_embedding_norm: false,
         vocabulary: fields.count("vocab_size")?,
         context,
         layers: fields.count("num_hidden_layers")?,
@@ -330,6 +340,9 @@ fn t5(fields: &Fields) -> Result<Decoder, ConfigError> {
     let (gate, activation) = t5_mlp(fields)?;
     Ok(Decoder {
         structure,
+        labels: Vec::new(),
+        token_types: 0,
+        has_embedding_norm: false,
         vocabulary: fields.count("vocab_size")?,
         // Relative positions have no limit; this is the length that T5 was pre-trained with.
         context: fields.count_or_none("n_positions")?.unwrap_or(512),
@@ -408,6 +421,133 @@ fn relative_positions(fields: &Fields) -> Result<RelativePositions, ConfigError>
     Ok(positions)
 }
 
+/// BERT with a classifier.
+fn bert(fields: &Fields) -> Result<Decoder, ConfigError> {
+    let width = fields.count("hidden_size")?;
+    let heads = fields.count("num_attention_heads")?;
+    check_is_classifier(fields)?;
+    fields.only("position_embedding_type", &json!("absolute"))?;
+    fields.only("is_decoder", &json!(false))?;
+    // Of heads that a classifier does not have.
+    fields.raw("tie_word_embeddings");
+    for name in BERT_WITHOUT_EFFECT {
+        fields.raw(name);
+    }
+    let residual = fields.probability_or("hidden_dropout_prob", 0.1)?;
+    Ok(Decoder {
+        structure: Structure::Classifier,
+        labels: labels(fields)?,
+        vocabulary: fields.count("vocab_size")?,
+        context: fields.count("max_position_embeddings")?,
+        layers: fields.count("num_hidden_layers")?,
+        width,
+        embedding_width: width,
+        positions: Positions::Learned { offset: 0 },
+        token_types: fields.count_or_none("type_vocab_size")?.unwrap_or(2),
+        has_embedding_norm: true,
+        norm: layer_norm(fields.positive_or("layer_norm_eps", 1e-12)?),
+        norm_place: NormPlace::After,
+        has_final_norm: false,
+        is_parallel: false,
+        attention: attention(width, heads, true),
+        mlp: Mlp {
+            width: fields.count("intermediate_size")?,
+            activation: activation(fields, "hidden_act", "gelu")?,
+            gate: Gate::Absent,
+            has_bias: true,
+        },
+        tied_output: false,
+        is_output_scaled: false,
+        dropout: DropoutRates {
+            embedding: residual,
+            residual,
+            attention: fields.probability_or("attention_probs_dropout_prob", 0.1)?,
+            activation: 0.0,
+            output: fields.probability_or("classifier_dropout", residual)?,
+        },
+        adapters: None,
+        names: Names::BERT,
+    })
+}
+
+/// Fields of the configs of published models that nothing reads.
+const BERT_WITHOUT_EFFECT: &[&str] = &[
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+];
+
+/// Fails unless a config is that of a classifier of one class per text.
+fn check_is_classifier(fields: &Fields) -> Result<(), ConfigError> {
+    let classifier = "BertForSequenceClassification";
+    let architectures = fields.raw("architectures").filter(|value| !value.is_null());
+    let is_other = |list: &Value| {
+        list.as_array()
+            .is_none_or(|l| !l.contains(&json!(classifier)))
+    };
+    if let Some(other) = architectures.filter(|list| is_other(list)) {
+        let supported = format!(
+            "[\"{classifier}\"]; a BERT without classifier gets a random one by AutoModelForSequenceClassification.from_pretrained(…, num_labels=…) of transformers, and save_pretrained writes both"
+        );
+        return Err(fields.unsupported("architectures", other, &supported));
+    }
+    fields.only("problem_type", &json!("single_label_classification"))
+}
+
+/// `id2label`: the names of the classes, or `LABEL_0`, … of `num_labels` (2).
+fn labels(fields: &Fields) -> Result<Vec<String>, ConfigError> {
+    let count = fields.count_or_none("num_labels")?;
+    let named = fields.object("id2label")?;
+    let labels: Vec<String> = match &named {
+        None => (0..count.unwrap_or(2))
+            .map(|class| format!("LABEL_{class}"))
+            .collect(),
+        Some(named) => {
+            let label = |class: usize| named.text(&class.to_string());
+            let all = (0..)
+                .map(label)
+                .take_while(|label| !matches!(label, Ok(None)));
+            let all: Result<Vec<&str>, ConfigError> = all
+                .map(|label| label.map(Option::unwrap_or_default))
+                .collect();
+            named.finish(&[])?;
+            all?.into_iter().map(str::to_owned).collect()
+        }
+    };
+    let wrong = |field: &str, supported: &str| {
+        let got = fields.raw(field).unwrap_or(&Value::Null);
+        Err(fields.unsupported(field, got, supported))
+    };
+    if labels.len() < 2 {
+        let field = if named.is_some() {
+            "id2label"
+        } else {
+            "num_labels"
+        };
+        return wrong(field, "two classes or more (regression is not)");
+    }
+    if count.is_some_and(|count| count as usize != labels.len()) {
+        return wrong(
+            "num_labels",
+            &format!("{}, as many as id2label has", labels.len()),
+        );
+    }
+    let inverse: Map<String, Value> = labels.iter().cloned().zip((0..).map(Value::from)).collect();
+    if inverse.len() != labels.len() {
+        return wrong("id2label", "a name of its own for each class");
+    }
+    // Without names for the classes `label2id` is the other half of what is not there.
+    if let (Some(_), Some(given)) = (&named, fields.object("label2id")?)
+        && !given.is(&inverse)
+    {
+        return wrong("label2id", "the inverse of id2label");
+    }
+    Ok(labels)
+}
+
 /// RMSNorm, rotary positions, grouped-query attention, a gated MLP, no biases.
 fn llama_like(fields: &Fields, key_value_heads: Option<u32>) -> Result<Decoder, ConfigError> {
     let width = fields.count("hidden_size")?;
@@ -435,6 +575,9 @@ fn llama_like(fields: &Fields, key_value_heads: Option<u32>) -> Result<Decoder, 
     };
     Ok(Decoder {
         structure: Structure::Causal,
+        labels: Vec::new(),
+        token_types: 0,
+        has_embedding_norm: false,
         vocabulary: fields.count("vocab_size")?,
         context,
         layers: fields.count("num_hidden_layers")?,
@@ -603,6 +746,20 @@ mod tests {
             ("t5", "relative_attention_max_distance", json!(4)),
             ("t5", "decoder_start_token_id", json!(-1)),
             ("t5", "decoder_start_token_id", Value::Null),
+            ("bert", "problem_type", json!("regression")),
+            ("bert", "id2label", json!({"0": "one"})),
+            ("bert", "id2label", json!({"0": "a", "1": "a", "2": "b"})),
+            ("bert", "id2label", json!({"0": "a", "2": "b"})),
+            (
+                "bert",
+                "label2id",
+                json!({"sports": 0, "world": 1, "business": 2}),
+            ),
+            ("bert", "num_labels", json!(4)),
+            ("bert", "architectures", json!(["BertForMaskedLM"])),
+            ("bert", "position_embedding_type", json!("relative_key")),
+            ("bert", "is_decoder", json!(true)),
+            ("bert", "model_type", json!("roberta")),
             ("llama", "model_type", json!("mamba")),
         ] {
             let mut config = config(folder);
@@ -706,6 +863,14 @@ mod tests {
             "is_encoder_decoder": true, "decoder_start_token_id": 0,
         });
         assert_eq!(count(flan), 76_961_152);
+        // BERT base with two classes.
+        let bert = json!({
+            "model_type": "bert", "vocab_size": 30522, "hidden_size": 768,
+            "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+            "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2,
+            "architectures": ["BertForSequenceClassification"], "layer_norm_eps": 1e-12,
+        });
+        assert_eq!(count(bert), 109_483_778);
     }
 
     #[test]

@@ -174,6 +174,11 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
+    /// Whether these are all the fields there are.
+    pub(super) fn is(&self, fields: &Map<String, Value>) -> bool {
+        self.object == fields
+    }
+
     fn name(&self, name: &str) -> String {
         format!("{}{name}", self.path)
     }

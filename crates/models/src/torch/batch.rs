@@ -176,6 +176,10 @@ impl Batch {
                 let read = rows(&|e| ids(&e.tokens[skip..e.tokens.len() - 1]));
                 (None, Inputs::causal(&read, skip, place))
             }
+            Structure::Classifier => {
+                let read = rows(&|e| ids(&e.tokens[..e.answer_start]));
+                (None, Inputs::whole(&read, place))
+            }
             Structure::EncoderDecoder { start, .. } => {
                 let source = rows(&|e| ids(&e.tokens[..e.answer_start]));
                 let read = rows(&|e| {
@@ -247,6 +251,7 @@ impl Answers {
                 let position = match place.structure {
                     Structure::Causal => token - 1,
                     Structure::EncoderDecoder { .. } => token - example.answer_start,
+                    Structure::Classifier => 0,
                 };
                 rows.push((index * length + position - skip) as i64);
                 targets.push(i64::from(example.tokens[token]));
@@ -255,7 +260,10 @@ impl Answers {
                 } else {
                     0.0
                 });
-                let is_hidden = |at| at > position || position - at >= window;
+                let is_hidden = |at| match place.structure {
+                    Structure::Classifier => at >= example.answer_start,
+                    _ => at > position || position - at >= window,
+                };
                 own_mask.extend((0..skip + length).map(|at| hidden(is_hidden(at))));
             }
             for _ in 0..place.heads {
@@ -387,7 +395,7 @@ impl EvaluationSet {
         };
         let groups = match place.structure {
             Structure::Causal => self.groups.iter().map(prepare_group).collect(),
-            Structure::EncoderDecoder { .. } => {
+            Structure::EncoderDecoder { .. } | Structure::Classifier => {
                 self.unshared().map(|g| prepare_group(&g)).collect()
             }
         };
@@ -625,6 +633,8 @@ mod tests {
             "mistral",
             "qwen2",
             "phi3",
+            // Reads in both directions, so that nothing may be shared.
+            "t5",
         ] {
             let model = Transformer::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
             let together = set.evaluate(&model).unwrap();

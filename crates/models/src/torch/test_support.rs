@@ -59,6 +59,9 @@ fn partly_trained() -> Vec<Weights> {
         only(checkpoint("t5"), Trainable::LastLayers { layers: 1 }),
         lora(checkpoint("t5"), &["q", "v", "DenseReluDense.wo"]),
         ia3(checkpoint("t5_gated")),
+        only(checkpoint("bert"), Trainable::Bitfit),
+        lora(checkpoint("bert"), &["query", "value"]),
+        ia3(checkpoint("bert")),
     ]
 }
 
@@ -71,7 +74,7 @@ pub(super) fn all_weights() -> Vec<Weights> {
 }
 
 /// Checkpoints with, between them, every kind of norm, position, projection and MLP.
-const CHECKPOINTS: [&str; 7] = [
+const CHECKPOINTS: [&str; 8] = [
     "gpt2",
     "opt_post_norm",
     "gpt_neox",
@@ -79,9 +82,23 @@ const CHECKPOINTS: [&str; 7] = [
     "phi3",
     "t5",
     "t5_gated",
+    "bert",
 ];
 
-/// Examples that all of them can read.
+/// The examples below as a model can read them: of a classifier the last token is a class.
+pub(super) fn examples_for(weights: &Weights, count: usize, seed: usize) -> Vec<TokenizedExample> {
+    let mut all = examples(count, seed);
+    let classes = weights.architecture().decoder().labels.len() as u32;
+    for example in all.iter_mut().filter(|_| classes > 0) {
+        let last = example.tokens.len() - 1;
+        example.tokens[last] %= classes;
+        example.answer_start = last;
+        example.unscored.clear();
+    }
+    all
+}
+
+/// Examples that all but classifiers can read.
 pub(super) fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
     let example = |i: usize| {
         let length = 4 + (i * 5 + seed) % 8;

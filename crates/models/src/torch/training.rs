@@ -4,6 +4,7 @@ use super::batch::{Batch, Evaluation, EvaluationSet, Place, PreparedEvaluation, 
 use super::model::Model;
 use super::transformer::{Dropout, Extras, Transformer, to_vec};
 use super::updater::Updater;
+use crate::decoder::Structure;
 use crate::device::{Device, DeviceError};
 use crate::settings::{SettingsError, TokenizedExample, TokensError, TrainingSettings};
 use crate::weights::{Architecture, Weights, WeightsError};
@@ -483,7 +484,7 @@ impl TrainingObserver for Collector<'_> {
 /// error ends the training.
 ///
 /// # Errors
-/// A corpus of fewer than two tokens or with unknown tokens; bad settings; what `on_step` fails
+/// A model that is no decoder alone; a corpus of fewer than two tokens or with unknown tokens; bad settings; what `on_step` fails
 /// with.
 pub fn pretrain(
     start: &Weights,
@@ -496,6 +497,9 @@ pub fn pretrain(
 ) -> Result<Weights, TrainingError> {
     settings.check()?;
     let architecture = start.architecture();
+    if architecture.decoder().structure != Structure::Causal {
+        return Err(TrainingError::NotCausal);
+    }
     check_corpus(corpus, architecture)?;
     let length = (window
         .unwrap_or(u32::MAX)
@@ -553,6 +557,11 @@ pub enum TrainingError {
     /// The weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A model that does not predict a text token by token.
+    #[error(
+        "only decoders can be pre-trained on text; this model has an encoder or is a classifier"
+    )]
+    NotCausal,
     /// A checkpoint that cannot be read.
     #[error("the checkpoint: {0}")]
     Checkpoint(#[from] ArtifactError),
@@ -1072,6 +1081,25 @@ mod tests {
         )
         .unwrap_err();
         assert!(matches!(error, TrainingError::NoTestExamples));
+    }
+
+    #[test]
+    fn only_decoders_are_pre_trained() {
+        for folder in ["t5", "bert"] {
+            let base = crate::torch::test_support::checkpoint(folder);
+            let settings = settings(Optimizer::default());
+            let mut note = |_: u32, _: f32| Ok(());
+            let result = pretrain(
+                &base,
+                &[1, 2, 3],
+                None,
+                &settings,
+                0,
+                Device::Cpu,
+                &mut note,
+            );
+            assert!(matches!(result, Err(TrainingError::NotCausal)), "{folder}");
+        }
     }
 
     #[test]

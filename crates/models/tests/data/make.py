@@ -20,12 +20,14 @@ Folders named `…_lora` or `…_ia3` have an adapter by PEFT for the checkpoint
 both together, its gradients and step of the adapter alone.
 
 Of an encoder-decoder (T5) the encoder reads an example's tokens up to its answer, the decoder the
-start token and the answer. `buckets.json` has T5's buckets of relative positions.
+start token and the answer. A classifier (BERT) reads the texts of `classified.json`, each followed
+by its class; its only prediction is that. `buckets.json` has T5's buckets of relative positions.
 
 `text` is a checkpoint with a byte-level tokenizer, for tests that start from text; `metaspace.json`
 is a tokenizer in the manner of Llama's. `encodings.json` has what the tokenizers library makes of
 some texts by both. `t5_text` is a T5 with a unigram tokenizer, `t5_encodings.json` what
-transformers' tokenizer makes of some prompts and answers by it.
+transformers' tokenizer makes of some prompts and answers by it, `bert_text` a BERT with a WordPiece
+tokenizer.
 """
 import json
 import pathlib
@@ -51,6 +53,19 @@ EXAMPLES = [
 SIZES = dict(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size=8,
              num_hidden_layers=2, num_attention_heads=2, bos_token_id=0, eos_token_id=0,
              pad_token_id=None)
+# Texts with their class behind them, for classifiers. No text has token 0: it is BERT's padding,
+# whose embedding PyTorch gives no gradient.
+CLASSIFIED = [
+    ([1, 5, 2, 9, 6, 11, 4, 2], 7),
+    ([3, 3, 4, 1, 2, 6, 9, 5, 1, 18, 7, 7, 9, 2, 13, 12, 0], 16),
+    ([6, 9, 1], 2),
+    ([8, 14, 15, 16, 17, 10, 1, 2, 3, 1], 9),
+]
+BERT = dict(
+    vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size=8, num_hidden_layers=2,
+    num_attention_heads=2, intermediate_size=12,
+    id2label={0: "world", 1: "sports", 2: "business"},
+    label2id={"world": 0, "sports": 1, "business": 2})
 GROUPED = dict(SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
                intermediate_size=12)
 
@@ -92,6 +107,7 @@ CONFIGS = {
     "t5_gated": transformers.T5Config(
         **T5, num_decoder_layers=1, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "t5": transformers.T5Config(**T5),
+    "bert": transformers.BertConfig(**BERT),
 }
 
 ROTARY = [
@@ -123,6 +139,8 @@ class In64Bits:
 
 def auto_class(config):
     """What transformers makes of a config."""
+    if config.model_type == "bert":
+        return transformers.AutoModelForSequenceClassification
     if config.is_encoder_decoder:
         return transformers.AutoModelForSeq2SeqLM
     return transformers.AutoModelForCausalLM
@@ -148,11 +166,17 @@ def initial(config, seed):
     return model
 
 
+def examples_of(config):
+    return CLASSIFIED if config.model_type == "bert" else EXAMPLES
+
+
 def answers(model, tokens, start):
     if model.config.is_encoder_decoder:
         read = [model.config.decoder_start_token_id, *tokens[start:-1]]
         logits = model(torch.tensor([tokens[:start]]), decoder_input_ids=torch.tensor([read]),
                        use_cache=False).logits[0]
+    elif model.config.model_type == "bert":
+        logits = model(torch.tensor([tokens[:-1]])).logits
     else:
         logits = model(torch.tensor([tokens[:-1]]), use_cache=False).logits[0, start - 1:]
     return logits, torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[start:]))
@@ -162,6 +186,8 @@ def stored_name(model, name):
     """What the checkpoint calls a parameter; transformers renames GPT-NeoX's output matrix."""
     is_output = model.config.model_type == "gpt_neox" and name == "lm_head.weight"
     name = "embed_out.weight" if is_output else name
+    # PEFT keeps what is trained beside its adapters as a copy.
+    name = name.replace(".modules_to_save.default.", ".")
     return name.removeprefix("base_model.model.").replace(".default.", ".").removesuffix(".default")
 
 
@@ -190,7 +216,7 @@ def reference(folder, adapter=None):
     single = in_32_bits(folder, adapter)
     with In64Bits():
         model = in_64_bits(single, folder, adapter)
-        results = [answers(model, *example) for example in EXAMPLES]
+        results = [answers(model, *example) for example in examples_of(model.config)]
         losses = torch.stack([loss for _, loss in results])
         losses.sum().backward()
         saved = {
@@ -253,6 +279,8 @@ ADAPTERS = {
     "t5_lora": ("t5", peft.LoraConfig(r=2, lora_alpha=3, task_type="SEQ_2_SEQ_LM")),
     "t5_gated_ia3": ("t5_gated", peft.IA3Config(
         target_modules=["k", "v", "wi_1"], feedforward_modules=[], task_type="SEQ_2_SEQ_LM")),
+    "bert_lora": ("bert", peft.LoraConfig(r=2, lora_alpha=3, task_type="SEQ_CLS")),
+    "bert_ia3": ("bert", peft.IA3Config(task_type="SEQ_CLS")),
 }
 
 
@@ -264,9 +292,13 @@ def adapter(name, seed):
     model = peft.get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                values = torch.randn(parameter.shape, generator=generator)
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            values = torch.randn(parameter.shape, generator=generator)
+            if "classifier" in name:
+                parameter.add_(0.1 * values)
+            else:
                 is_factor = config.peft_type == peft.PeftType.IA3
                 parameter.copy_(1 + 0.3 * values if is_factor else 0.15 * values)
     # Where the base model lies on the machine that ran this is nobody's business.
@@ -335,6 +367,18 @@ def unigram():
     return tokenizer
 
 
+def word_piece():
+    """In the manner of BERT, with a token in front of every text and one behind."""
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator([*LINES, NUMBERS], trainers.WordPieceTrainer(
+        vocab_size=80, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer
+
+
 def encodings(tokenizer):
     rows = []
     for prompt, answer in TEXTS:
@@ -379,6 +423,14 @@ def t5_text():
     (HERE / "t5_encodings.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
+def bert_text():
+    tokenizer = word_piece()
+    config = transformers.BertConfig(**dict(
+        BERT, vocab_size=tokenizer.get_vocab_size(), id2label={0: "odd", 1: "even"},
+        label2id={"odd": 0, "even": 1}))
+    with_tokenizer("bert_text", config, 102, tokenizer)
+
+
 def main():
     for seed, (name, config) in enumerate(CONFIGS.items()):
         folder = HERE / name
@@ -386,12 +438,14 @@ def main():
         initial(config, seed).save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         reference(folder)
-    for seed, name in enumerate(ADAPTERS):
-        adapter(name, 200 + seed)
+    for seed, adapted in enumerate(ADAPTERS):
+        adapter(adapted, 200 + seed)
     rotary()
     buckets()
     text()
     t5_text()
+    bert_text()
+    (HERE / "classified.json").write_text(json.dumps(CLASSIFIED) + "\n")
     (HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")
 
 

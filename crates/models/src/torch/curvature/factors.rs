@@ -660,7 +660,7 @@ mod tests {
     use crate::torch::curvature::{Curvature, CurvatureKind};
     use crate::torch::gradients::per_example_gradients;
     use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
-    use crate::torch::test_support::{all_weights, dense, examples, weights};
+    use crate::torch::test_support::{all_weights, dense, examples, examples_for, weights};
     use crate::torch::transformer::Transformer;
     use simfluence_core::NoProgress;
     use tch::Device;
@@ -896,7 +896,7 @@ mod tests {
     fn ref_eigenvalues_of_a_transformer_sum_to_the_mean_square_of_its_gradients() {
         for weights in all_weights() {
             let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
-            let train = examples(9, 2);
+            let train = examples_for(&weights, 9, 2);
             let rows = per_example_gradients(&model, &train).unwrap();
             let squares = rows.square().sum_dim_intlist(1, false, None);
             let expected = squares

@@ -215,7 +215,7 @@ mod tests {
     use super::*;
     use crate::torch::gradients::per_example_gradients;
     use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
-    use crate::torch::test_support::{all_weights, dense, examples, weights};
+    use crate::torch::test_support::{all_weights, dense, examples, examples_for, weights};
     use crate::torch::transformer::Transformer;
     use tch::Device;
 
@@ -282,7 +282,7 @@ mod tests {
         }
         for weights in all_weights() {
             let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
-            check_hessian(&model, &examples(7, 1));
+            check_hessian(&model, &examples_for(&weights, 7, 1));
         }
     }
 
@@ -349,7 +349,7 @@ mod tests {
         }
         for weights in all_weights() {
             let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
-            check_gauss_newton(&model, &examples(7, 1));
+            check_gauss_newton(&model, &examples_for(&weights, 7, 1));
         }
     }
 

@@ -146,7 +146,7 @@ mod tests {
     use crate::settings::TokenizedExample;
     use crate::torch::batch::{Batch, Place};
     use crate::torch::mlp::Prediction;
-    use crate::torch::test_support::{all_weights, dense, examples, weights};
+    use crate::torch::test_support::{all_weights, dense, examples, examples_for, weights};
     use crate::torch::transformer::{Extras, Transformer, to_vec};
     use crate::weights::{ParameterSpec, Weights};
     use simfluence_core::NoProgress;
@@ -165,7 +165,7 @@ mod tests {
 
     fn largest_difference(kind: Kind, weights: &Weights) -> f64 {
         let model = Transformer::with_kind(weights, tch::Device::Cpu, kind);
-        let examples = examples(7, 1);
+        let examples = examples_for(weights, 7, 1);
         let batched = per_example_gradients(&model, &examples).unwrap();
         let mut worst = 0.0_f64;
         for (i, example) in examples.iter().enumerate() {
@@ -190,7 +190,7 @@ mod tests {
     fn ref_gradients_are_those_of_finite_differences() {
         for weights in all_weights() {
             let model = Transformer::with_kind(&weights, tch::Device::Cpu, Kind::Double);
-            let example = &examples(3, 2)[2];
+            let example = &examples_for(&weights, 3, 2)[2];
             let batch = Batch::new(&[example], 0, Place::of(&model));
             let loss = || model.losses(&batch, Extras::default()).sum(Kind::Double);
             let gradients = autograd(&model, example);
@@ -284,7 +284,8 @@ mod tests {
     fn ref_products_are_those_of_the_gradients_in_any_chunks() {
         for weights in all_weights() {
             let model = Transformer::with_kind(&weights, tch::Device::Cpu, Kind::Double);
-            check_products(&model, &examples(9, 0), &examples(5, 4));
+            let of = |count, seed| examples_for(&weights, count, seed);
+            check_products(&model, &of(9, 0), &of(5, 4));
         }
         for prediction in [Prediction::Classes, Prediction::Values] {
             let (model, train, test) = dense(prediction);
@@ -318,14 +319,15 @@ mod tests {
         // Factors are columns or rows.
         let is_matrix = |s: &ParameterSpec| s.shape.len() == 2 && !s.shape.contains(&1);
         let has_matrices = model.layout().specs().iter().any(is_matrix);
-        assert_eq!(matrices > 1, has_matrices);
+        assert_eq!(matrices > 0, has_matrices);
     }
 
     #[test]
     fn ref_products_without_forming_gradients_are_those_of_formed_ones() {
         for weights in all_weights() {
             let model = Transformer::with_kind(&weights, tch::Device::Cpu, Kind::Double);
-            check_both_ways(&model, &examples(9, 0), &examples(5, 4));
+            let of = |count, seed| examples_for(&weights, count, seed);
+            check_both_ways(&model, &of(9, 0), &of(5, 4));
         }
         let (model, train, test) = dense(Prediction::Classes);
         check_both_ways(&model, &train, &test);

@@ -47,7 +47,8 @@ pub(in crate::torch) enum Use {
     Embedding { weight: usize, tokens: Tensor },
     /// `output = … + weight[first + position]`.
     Positions { weight: usize, first: i64 },
-    /// `output = weight[buckets]`, a small table; the buckets, `[rows]`, are those of every example.
+    /// `output = … + weight[buckets]`, a small table; the buckets, `[rows]`, are those of every
+    /// example.
     Buckets { weight: usize, buckets: Tensor },
 }
 

@@ -202,11 +202,17 @@ impl Transformer {
         let memory = memory.map(|(places, source)| {
             let hidden = self.embed(source, batch.size, extras);
             let stack = Stack::encoder(self, places, source, batch.size, extras);
-            self.run(&stack, hidden, extras)
+            let hidden = self.run(&stack, hidden, extras);
+            drop_out(hidden, &mut extras.dropout, |rates| rates.output)
         });
         let hidden = self.embed(&batch.inputs, batch.size, extras);
         let stack = Stack::decoder(self, batch, memory.as_ref(), extras);
         let hidden = self.run(&stack, hidden, extras);
+        let hidden = match self.places.pooler {
+            Some(pooler) => (self.linear(&hidden, pooler, batch.size, &mut extras.tape)).tanh(),
+            None => hidden,
+        };
+        let hidden = drop_out(hidden, &mut extras.dropout, |rates| rates.output);
         let hidden = match decoder.is_output_scaled {
             true => hidden / f64::from(decoder.width).sqrt(),
             false => hidden,
@@ -230,6 +236,13 @@ impl Transformer {
             };
             tape.note(used, &hidden);
         }
+        if let Some(types) = self.places.token_types {
+            hidden = hidden.view([size, length, -1]) + self.values[types].get(0);
+            if let (Some(tape), Some(weight)) = (&mut extras.tape, self.trained[types]) {
+                let buckets = inputs.tokens.narrow(0, 0, length).zeros_like();
+                tape.note(Use::Buckets { weight, buckets }, &hidden);
+            }
+        }
         if let Some(project) = self.places.project_in {
             hidden = self.linear(&hidden, project, size, &mut extras.tape);
         }
@@ -243,7 +256,10 @@ impl Transformer {
                 tape.note(Use::Positions { weight, first }, &hidden);
             }
         }
-        let hidden = hidden.view([-1, i64::from(decoder.width)]);
+        let mut hidden = hidden.view([-1, i64::from(decoder.width)]);
+        if let Some(norm) = self.places.embedding_norm {
+            hidden = self.norm(&hidden, norm, size, &mut extras.tape);
+        }
         drop_out(hidden, &mut extras.dropout, |rates| rates.embedding)
     }
 

@@ -117,7 +117,7 @@ impl Transformer {
         if let Some(norm) = stack.places.final_norm {
             hidden = self.norm(&hidden, norm, stack.size, &mut extras.tape);
         }
-        drop_out(hidden, &mut extras.dropout, |rates| rates.output)
+        hidden
     }
 
     /// One block; with answers only those positions come out.
