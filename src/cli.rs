@@ -312,6 +312,16 @@ pub struct DatasetsArgs {
     pub features: Option<PathBuf>,
 }
 
+impl DatasetsArgs {
+    /// Fails if something is set, where no optimizer-dynamics is fitted; `because` says why not.
+    pub fn refuse(&self, because: &str) -> anyhow::Result<()> {
+        if self.datasets == DatasetsArg::Auto && self.features.is_none() {
+            return Ok(());
+        }
+        anyhow::bail!("--datasets and --features are for fitting optimizer-dynamics, but {because}")
+    }
+}
+
 /// What a fit minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum ObjectiveArg {

@@ -1,7 +1,7 @@
 //! What `record`, `attribute` and `whatif --verify` share: the base model of a run set, and
 //! fine-tuning from it.
 
-use crate::kept_models::base_model_path;
+use crate::kept_models::{base_model, base_model_path};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
@@ -27,18 +27,9 @@ pub struct BaseModel {
 impl BaseModel {
     /// Reads the base model of a run set.
     pub fn load(set: &RunSet) -> Result<Self> {
-        let path = base_model_path(set);
-        if !path.exists() {
-            bail!(
-                "{} has no base model ({}); its runs were not recorded by `simfluence record`, so they cannot be trained again here",
-                set.path().display(),
-                path.display()
-            );
-        }
-        let artifact = read_artifact(&path)?;
-        let in_file = || format!("{}", path.display());
-        let weights = Weights::from_artifact(&artifact).with_context(in_file)?;
-        let tokenizer: Tokenizer = artifact.json("tokenizer").with_context(in_file)?;
+        let (weights, artifact) = base_model(set)?;
+        let tokenizer = artifact.json("tokenizer");
+        let tokenizer = tokenizer.with_context(|| format!("{}", base_model_path(set).display()))?;
         Ok(Self { weights, tokenizer })
     }
 

@@ -181,7 +181,7 @@ fn replay(
 fn check_end(open: &OpenRuns, run: &Run, ended: &Weights) -> Result<()> {
     let files = checkpoints(open, run)?;
     let (_, last) = files.last().context("the run has checkpoints")?;
-    let recorded = weights_in(last)?;
+    let recorded = weights_in(&open.set, last)?;
     let pairs = || recorded.flat().iter().zip(ended.flat());
     let largest = pairs().fold(0.0_f32, |a, (v, _)| a.max(v.abs()));
     let apart = pairs().fold(0.0_f32, |a, (v, w)| a.max((v - w).abs()));

@@ -224,7 +224,10 @@ impl Scoring<'_> {
     }
 
     fn open_model(&self, path: &Path) -> Result<Transformer> {
-        Ok(Transformer::open(&weights_in(path)?, self.device)?)
+        Ok(Transformer::open(
+            &weights_in(&self.open.set, path)?,
+            self.device,
+        )?)
     }
 
     /// The model at the end of the reference run.
@@ -563,7 +566,7 @@ impl Scoring<'_> {
         // 32 bits do not resolve the minimum on a model that fits well.
         let (_, last) =
             (self.checkpoints.last()).context("the reference run has no checkpoints")?;
-        let model = Transformer::open_double(&weights_in(last)?, self.device)?;
+        let model = Transformer::open_double(&weights_in(&self.open.set, last)?, self.device)?;
         let s = self.settings();
         let steps = self.reference.curriculum.len();
         let mut params = PbrfParams::new(self.params.reference_learning_rate, steps as u32)

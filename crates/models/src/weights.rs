@@ -14,6 +14,13 @@ use simfluence_core::{Artifact, ArtifactError, Tensor};
 /// Version of the weights file.
 const FORMAT_VERSION: u32 = 1;
 
+/// Metadata of a file that holds the trained parameters only: fingerprint of the model that has the
+/// others.
+const BASE_MODEL: &str = "base_model";
+
+/// What the names of parameters start with in a file that a run resumes from.
+const IN_STATE: &str = "weights/";
+
 /// Offsets of the parameters are multiples of this many values (64 bytes of f32), so that every
 /// parameter is aligned for vector instructions.
 const ALIGNMENT: usize = 16;
@@ -417,7 +424,7 @@ impl Weights {
     pub fn to_artifact(&self) -> Artifact {
         let mut artifact = Artifact::new("weights", FORMAT_VERSION);
         artifact.set_json("architecture", &self.architecture);
-        self.write_tensors(&mut artifact, "");
+        self.write_chosen(&mut artifact, "", &vec![true; self.layout.specs().len()]);
         artifact
     }
 
@@ -432,19 +439,75 @@ impl Weights {
         Self::read_tensors(&architecture, artifact, "")
     }
 
-    /// The parameters in what a run resumes from (a file of kind `training_state`).
+    /// The parameters in what a run resumes from (a file of kind `training_state`), without the
+    /// optimiser's state: what attribution needs, and at most a third of the size.
     ///
     /// # Errors
-    /// As [`Weights::from_artifact`].
-    pub fn from_training_state(artifact: &Artifact) -> Result<Self, WeightsError> {
-        artifact.expect("training_state", FORMAT_VERSION)?;
-        let architecture: Architecture = artifact.json("architecture")?;
-        Self::read_tensors(&architecture, artifact, "weights/")
+    /// Another kind of file.
+    pub fn without_optimizer(state: Artifact) -> Result<Artifact, WeightsError> {
+        state.expect("training_state", FORMAT_VERSION)?;
+        let mut artifact = Artifact::new("weights", FORMAT_VERSION);
+        for name in ["architecture", BASE_MODEL] {
+            if let Some(text) = state.metadata.get(name) {
+                artifact.metadata.insert(name.to_owned(), text.clone());
+            }
+        }
+        for (name, tensor) in state.tensors {
+            if let Some(name) = name.strip_prefix(IN_STATE) {
+                artifact.tensors.insert(name.to_owned(), tensor);
+            }
+        }
+        Ok(artifact)
     }
 
-    /// Adds one array per parameter, named `prefix` + the parameter's name.
-    pub(crate) fn write_tensors(&self, artifact: &mut Artifact, prefix: &str) {
-        for spec in self.layout.specs() {
+    /// The model in a checkpoint of a run, which may also be what the run resumes from (a file of
+    /// kind `training_state`). `base` is the model that the run started from; it is asked for
+    /// where the file holds the trained parameters only.
+    ///
+    /// # Errors
+    /// As [`Weights::from_artifact`]; another base model than the run's; what `base` fails with.
+    pub fn from_checkpoint<E: From<WeightsError>>(
+        artifact: &Artifact,
+        base: impl FnOnce() -> Result<Self, E>,
+    ) -> Result<Self, E> {
+        let kind = artifact.metadata.get("kind").map(String::as_str);
+        let (kind, prefix) = match kind {
+            Some("training_state") => ("training_state", IN_STATE),
+            _ => ("weights", ""),
+        };
+        let expected = artifact.expect(kind, FORMAT_VERSION);
+        expected.map_err(WeightsError::from)?;
+        let architecture: Architecture =
+            artifact.json("architecture").map_err(WeightsError::from)?;
+        let wanted = artifact.metadata.get(BASE_MODEL);
+        let Some(wanted) = wanted else {
+            return Ok(Self::read_tensors(&architecture, artifact, prefix)?);
+        };
+        let base = base()?;
+        let got = base.fingerprint();
+        if got != *wanted || base.architecture != architecture {
+            let expected = wanted.clone();
+            return Err(WeightsError::Base { expected, got }.into());
+        }
+        let mut weights = base;
+        weights.read_trained(artifact, prefix)?;
+        Ok(weights)
+    }
+
+    /// Adds the trained parameters to what a run resumes from; if there are others, also that they
+    /// are those of the model with the fingerprint `base`.
+    pub(crate) fn write_trained(&self, artifact: &mut Artifact, base: &str) {
+        let chosen = self.architecture.chosen();
+        if !chosen.iter().all(|&is_trained| is_trained) {
+            artifact.metadata.insert(BASE_MODEL.into(), base.to_owned());
+        }
+        self.write_chosen(artifact, IN_STATE, &chosen);
+    }
+
+    /// Adds one array per chosen parameter, named `prefix` + the parameter's name.
+    fn write_chosen(&self, artifact: &mut Artifact, prefix: &str, chosen: &[bool]) {
+        let specs = self.layout.specs().iter().zip(chosen);
+        for (spec, _) in specs.filter(|(_, is_chosen)| **is_chosen) {
             let tensor = Tensor::F32 {
                 shape: spec.shape.clone(),
                 values: self.flat[spec.offset..spec.offset + spec.len()].to_vec(),
@@ -456,7 +519,7 @@ impl Weights {
     }
 
     /// Reads what [`Weights::write_tensors`] wrote.
-    pub(crate) fn read_tensors(
+    fn read_tensors(
         architecture: &Architecture,
         artifact: &Artifact,
         prefix: &str,
@@ -472,6 +535,17 @@ impl Weights {
             layout,
             flat,
         })
+    }
+
+    /// Replaces the trained parameters by those of a file.
+    fn read_trained(&mut self, artifact: &Artifact, prefix: &str) -> Result<(), WeightsError> {
+        for (spec, is_trained) in self.layout.specs().iter().zip(self.architecture.chosen()) {
+            if is_trained {
+                let values = artifact.f32s(&format!("{prefix}{}", spec.name), &spec.shape)?;
+                self.flat[spec.offset..spec.offset + spec.len()].copy_from_slice(values);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -519,6 +593,16 @@ pub enum WeightsError {
         expected: usize,
         /// Values given.
         got: usize,
+    },
+    /// A checkpoint with the trained parameters only, and another base model.
+    #[error(
+        "the checkpoint holds the trained parameters only; the others are those of the base model with fingerprint {expected}, but this one has {got}"
+    )]
+    Base {
+        /// Fingerprint of the run's base model.
+        expected: String,
+        /// That of the model given.
+        got: String,
     },
     /// The file.
     #[error(transparent)]
@@ -586,5 +670,38 @@ mod tests {
         artifact.tensors.remove("layers.1.mlp.up.bias");
         let message = Weights::from_artifact(&artifact).unwrap_err().to_string();
         assert!(message.contains("layers.1.mlp.up.bias"), "{message}");
+    }
+
+    #[test]
+    fn checkpoints_hold_the_trained_parameters_and_name_the_model_that_has_the_others() {
+        let whole = Weights::random(&architecture(false), 3);
+        let (last, all) = (Trainable::LastLayers { layers: 1 }, Trainable::Full);
+        for (trainable, is_whole) in [(last, false), (all, true)] {
+            let base = whole.with_trainable(trainable).unwrap();
+            let chosen = base.architecture.chosen();
+            let mut trained = base.clone();
+            for (spec, _) in base.layout.specs().iter().zip(&chosen).filter(|(_, c)| **c) {
+                trained.flat[spec.offset] += 1.0;
+            }
+            let mut state = Artifact::new("training_state", FORMAT_VERSION);
+            state.set_json("architecture", &trained.architecture);
+            trained.write_trained(&mut state, &base.fingerprint());
+            let file = Weights::without_optimizer(state.clone()).unwrap();
+            let count = chosen.iter().filter(|chosen| **chosen).count();
+            assert_eq!(file.tensors.len(), count);
+            assert_eq!(count == chosen.len(), is_whole);
+            for artifact in [&state, &file] {
+                let read = |base: &Weights| {
+                    Weights::from_checkpoint(artifact, || Ok::<_, WeightsError>(base.clone()))
+                };
+                assert_eq!(read(&base).unwrap(), trained);
+                let other = Weights::random(&architecture(false), 4);
+                let other = other.with_trainable(base.architecture.trainable.clone());
+                match read(&other.unwrap()) {
+                    Ok(weights) => assert!(is_whole && weights == trained),
+                    Err(error) => assert!(!is_whole && error.to_string().contains("fingerprint")),
+                }
+            }
+        }
     }
 }

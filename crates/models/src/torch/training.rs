@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use simfluence_core::{
     Artifact, ArtifactError, BoxError, Curriculum, Progress, Retrain, Step, Trajectory,
 };
+use std::cell::OnceCell;
 use tch::Tensor;
 
 /// Version of the file that a run resumes from.
@@ -80,7 +81,7 @@ impl TrainingState<'_> {
         self.run.updater.preconditioner()
     }
 
-    /// The trainable parameters: the checkpoint that attribution needs.
+    /// The model's parameters: the checkpoint that attribution needs.
     ///
     /// # Errors
     /// See [`Transformer::weights`].
@@ -88,8 +89,8 @@ impl TrainingState<'_> {
         self.run.model.weights()
     }
 
-    /// Everything that a run needs to go on from here bit for bit: parameters, the optimiser's
-    /// state, the step, the seed. Dropout draws from the seed and the step, the batches come from
+    /// Everything that a run needs to go on from here bit for bit: the trained parameters, the
+    /// optimiser's state, the step, the seed. Dropout draws from the seed and the step, the batches come from
     /// the curriculum.
     ///
     /// # Errors
@@ -99,7 +100,8 @@ impl TrainingState<'_> {
         artifact.set_json("architecture", self.run.model.architecture());
         artifact.set_json("step", &self.run.step);
         artifact.set_json("seed", &self.run.seed);
-        self.weights()?.write_tensors(&mut artifact, "weights/");
+        self.weights()?
+            .write_trained(&mut artifact, self.run.fingerprint());
         self.run.updater.write(&mut artifact);
         Ok(artifact)
     }
@@ -121,6 +123,9 @@ impl TrainingObserver for Silent {
 
 /// One run in progress.
 struct Run<'a> {
+    base: &'a Weights,
+    /// Of the base model, once somebody asked for it.
+    fingerprint: OnceCell<String>,
     model: Transformer,
     updater: Updater,
     settings: &'a TrainingSettings,
@@ -135,7 +140,12 @@ struct Update {
 }
 
 impl<'a> Run<'a> {
-    fn new(base: &Weights, settings: &'a TrainingSettings, seed: u64, device: tch::Device) -> Self {
+    fn new(
+        base: &'a Weights,
+        settings: &'a TrainingSettings,
+        seed: u64,
+        device: tch::Device,
+    ) -> Self {
         crate::native::keep_memory();
         // The number of threads is the process's for some of LibTorch's parts and this thread's
         // for others, so that every run sets it.
@@ -143,12 +153,18 @@ impl<'a> Run<'a> {
         let model = Transformer::new(base, device);
         let decayed = model.decayed(settings.weight_decay_groups);
         Self {
+            base,
+            fingerprint: OnceCell::new(),
             updater: Updater::with_decay(&model, settings.optimizer, decayed),
             model,
             settings,
             seed,
             step: 0,
         }
+    }
+
+    fn fingerprint(&self) -> &str {
+        self.fingerprint.get_or_init(|| self.base.fingerprint())
     }
 
     /// Goes to where `artifact` was written.
@@ -182,8 +198,8 @@ impl<'a> Run<'a> {
                 step.to_string(),
             ));
         }
-        let weights = Weights::read_tensors(&architecture, artifact, "weights/")?;
-        self.model.set(&weights);
+        let base = || Ok::<_, WeightsError>(self.base.clone());
+        self.model.set(&Weights::from_checkpoint(artifact, base)?);
         self.updater.read(artifact)?;
         self.step = step;
         Ok(())
