@@ -11,7 +11,7 @@ use std::io::{IsTerminal, Write};
 #[derive(Debug, Serialize)]
 struct Answer {
     task: String,
-    /// Most tokens of an example: the model's context and the last one, which is never read.
+    /// Most tokens of an example.
     most_tokens: usize,
     train: Summary,
     test: Summary,
@@ -54,7 +54,7 @@ pub fn run(args: &PreviewArgs) -> Result<()> {
     };
     let answer = Answer {
         task: prepared.task.name.clone(),
-        most_tokens: prepared.context + 1,
+        most_tokens: prepared.reading.most_tokens(),
         train: summary(&prepared.train_tokens, prepared.truncated.train),
         test: summary(&prepared.test_tokens, prepared.truncated.test),
         shown,

@@ -133,13 +133,13 @@ impl BaseModel {
 
     /// The examples of a run set as tokens.
     pub fn tokens(&self, examples: &Examples) -> Result<Vec<TokenizedExample>> {
-        let context = self.weights.architecture().decoder().context as usize;
+        let reading = self.weights.architecture().reading();
         examples
             .as_slice()
             .iter()
             .map(|example| {
                 let example = TextExample::from_example(example)?;
-                Ok(self.tokenizer.example(&example, context)?)
+                Ok(self.tokenizer.example(&example, &reading)?)
             })
             .collect()
     }

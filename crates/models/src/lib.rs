@@ -14,6 +14,7 @@ pub mod hugging_face;
 mod native;
 pub mod numbers;
 pub mod probes;
+mod reading;
 mod rows;
 pub mod settings;
 pub mod task;
@@ -29,6 +30,7 @@ pub use approximation::Approximation;
 pub use batch_loss::BatchLoss;
 pub use device::{Device, DeviceError};
 pub use example::{Form, Loss, TextExample, Truncation};
+pub use reading::Reading;
 pub use settings::{
     FolderSettings, ModelChoice, ModelSettings, SettingsError, TokenizedExample, TokensError,
     TrainingSettings, check_optimizer,

@@ -3,7 +3,7 @@
 use crate::batch_loss::BatchLoss;
 use crate::decoder::{
     Activation, Attention, Decoder, DropoutRates, Gate, Mlp, Names, Norm, NormKind, NormPlace,
-    Positions, Projection,
+    Positions, Projection, Structure,
 };
 use crate::weight_decay::WeightDecayGroups;
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,7 @@ impl ModelSettings {
     /// The transformer of these settings for a vocabulary of this size.
     pub(crate) fn decoder(&self, vocabulary: u32) -> Decoder {
         Decoder {
+            structure: Structure::Causal,
             vocabulary,
             context: self.context,
             layers: self.layers,
@@ -116,10 +117,11 @@ impl ModelSettings {
                 has_bias: true,
             },
             tied_output: self.tied_output,
+            is_output_scaled: false,
             dropout: DropoutRates {
                 embedding: self.dropout,
                 residual: self.dropout,
-                attention: 0.0,
+                ..DropoutRates::default()
             },
             adapters: None,
             names: Names::OWN,
@@ -576,6 +578,22 @@ impl TokenizedExample {
     /// No prompt, no answer, positions without loss that are out of order, a token outside the
     /// vocabulary, more tokens than the context holds.
     pub fn check(&self, vocabulary: u32, context: u32) -> Result<(), TokensError> {
+        self.check_answer()?;
+        // The last token is predicted but never read.
+        check_length(self.tokens.len(), context as usize + 1)?;
+        self.check_vocabulary(vocabulary)
+    }
+
+    /// The same for an encoder that reads the prompt and a decoder that says the answer, up to
+    /// `context` tokens each.
+    pub(crate) fn check_parts(&self, vocabulary: u32, context: u32) -> Result<(), TokensError> {
+        self.check_answer()?;
+        let longest = self.answer_start.max(self.tokens.len() - self.answer_start);
+        check_length(longest, context as usize)?;
+        self.check_vocabulary(vocabulary)
+    }
+
+    fn check_answer(&self) -> Result<(), TokensError> {
         if self.answer_start == 0 || self.answer_start >= self.tokens.len() {
             return Err(TokensError::Answer {
                 tokens: self.tokens.len(),
@@ -592,17 +610,21 @@ impl TokenizedExample {
             }
             last = position;
         }
-        // The last token is predicted but never read.
-        if self.tokens.len() > context as usize + 1 {
-            return Err(TokensError::TooLong {
-                expected: context as usize + 1,
-                got: self.tokens.len(),
-            });
-        }
+        Ok(())
+    }
+
+    fn check_vocabulary(&self, vocabulary: u32) -> Result<(), TokensError> {
         match self.tokens.iter().find(|&&token| token >= vocabulary) {
             Some(&token) => Err(TokensError::UnknownToken { token, vocabulary }),
             None => Ok(()),
         }
+    }
+}
+
+fn check_length(got: usize, expected: usize) -> Result<(), TokensError> {
+    match got > expected {
+        true => Err(TokensError::TooLong { expected, got }),
+        false => Ok(()),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::probes::SettingRange;
 use crate::probes::causal_chains::{self, CausalChainsSettings};
 use crate::probes::set_membership::{self, SetMembershipSettings};
 use crate::probes::word_order::{self, WordOrderSettings};
+use crate::reading::Reading;
 use crate::settings::{
     FolderSettings, ModelChoice, SettingsError, TokenizedExample, TrainingSettings,
 };
@@ -182,8 +183,8 @@ pub struct PreparedTask {
     pub corpus_tokens: Vec<u32>,
     /// The tokeniser.
     pub tokenizer: Tokenizer,
-    /// Tokens that the model reads at once.
-    pub context: usize,
+    /// How the model takes examples in.
+    pub reading: Reading,
     /// How many examples were truncated, as `data.truncation` asks.
     pub truncated: Truncated,
 }
@@ -334,8 +335,8 @@ impl Task {
         Ok(Some(template))
     }
 
-    /// The model's tokeniser and the tokens that fit its context.
-    fn tokenizer(&self, data: &TaskData) -> Result<(Tokenizer, usize), TaskError> {
+    /// The model's tokeniser, and how the model takes examples in.
+    fn tokenizer(&self, data: &TaskData) -> Result<(Tokenizer, Reading), TaskError> {
         match (&self.model, self.model_folder()) {
             (ModelChoice::Folder(settings), Some(folder)) => {
                 let architecture = hugging_face::architecture(&folder, settings.dropout)?;
@@ -348,14 +349,15 @@ impl Task {
                         embedding: decoder.vocabulary,
                     });
                 }
-                Ok((tokenizer, decoder.context as usize))
+                Ok((tokenizer, architecture.reading()))
             }
             (ModelChoice::Settings(settings), _) => {
                 let texts = (data.train.iter().chain(&data.test))
                     .flat_map(|e| [e.prompt.as_str(), e.answer.as_str()])
                     .chain([data.corpus.as_str()]);
                 let kind = self.tokenizer.unwrap_or_default();
-                Ok((Tokenizer::new(kind, texts), settings.context as usize))
+                let context = settings.context as usize;
+                Ok((Tokenizer::new(kind, texts), Reading::Text { context }))
             }
             (ModelChoice::Folder(_), None) => unreachable!("a folder has a path"),
         }
@@ -408,16 +410,16 @@ impl Task {
     /// model's context.
     pub fn prepare(&self, data: Option<&Path>) -> Result<PreparedTask, TaskError> {
         let data = self.data(data)?;
-        let (tokenizer, context) = self.tokenizer(&data)?;
-        let (train_tokens, train_cut) = tokenized(&tokenizer, &data.train, context)?;
-        let (test_tokens, test_cut) = tokenized(&tokenizer, &data.test, context)?;
+        let (tokenizer, reading) = self.tokenizer(&data)?;
+        let (train_tokens, train_cut) = tokenized(&tokenizer, &data.train, &reading)?;
+        let (test_tokens, test_cut) = tokenized(&tokenizer, &data.test, &reading)?;
         Ok(PreparedTask {
             task: self.clone(),
             train: Examples::new(data.train.iter().map(TextExample::to_example).collect())?,
             test: Examples::new(data.test.iter().map(TextExample::to_example).collect())?,
             train_tokens,
             test_tokens,
-            context,
+            reading,
             truncated: Truncated {
                 train: train_cut,
                 test: test_cut,
@@ -450,19 +452,16 @@ impl Task {
 fn tokenized(
     tokenizer: &Tokenizer,
     examples: &[TextExample],
-    context: usize,
+    reading: &Reading,
 ) -> Result<(Vec<TokenizedExample>, usize), TokenizerError> {
     let mut truncated = 0;
-    let mut tokens = Vec::with_capacity(examples.len());
+    let mut all = Vec::with_capacity(examples.len());
     for example in examples {
-        let tokenized = tokenizer.example(example, context)?;
-        let is_full = tokenized.tokens.len() == context + 1;
-        if is_full && !example.truncation.is_refuse() {
-            truncated += usize::from(tokenizer.token_count(example)? > context + 1);
-        }
-        tokens.push(tokenized);
+        let (tokens, is_truncated) = tokenizer.tokenized(example, reading)?;
+        truncated += usize::from(is_truncated);
+        all.push(tokens);
     }
-    Ok((tokens, truncated))
+    Ok((all, truncated))
 }
 
 /// Why a task cannot be used.

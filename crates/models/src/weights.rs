@@ -1,7 +1,8 @@
 //! The parameters of a model outside LibTorch: names, shapes, values, fingerprint and file form.
 
-use crate::decoder::{Adapters, Decoder, DropoutRates, Places, layout};
+use crate::decoder::{Adapters, Decoder, Places, Structure, layout};
 use crate::hugging_face::{Config, ConfigError};
+use crate::reading::Reading;
 use crate::settings::{ModelSettings, SettingsError, TokenizedExample, TokensError, check_dropout};
 use crate::trainable::Trainable;
 use rand::{RngExt, SeedableRng};
@@ -126,11 +127,7 @@ impl Architecture {
         let mut decoder = config.decoder()?;
         if let Some(probability) = dropout {
             check_dropout(probability)?;
-            decoder.dropout = DropoutRates {
-                embedding: probability,
-                residual: probability,
-                attention: probability,
-            };
+            decoder.dropout = decoder.structure.dropout(probability);
         }
         Ok(Self {
             decoder,
@@ -167,12 +164,25 @@ impl Architecture {
         &self.decoder
     }
 
+    /// How the model takes examples in.
+    pub fn reading(&self) -> Reading {
+        let context = self.decoder.context as usize;
+        match self.decoder.structure {
+            Structure::Causal => Reading::Text { context },
+            Structure::EncoderDecoder { .. } => Reading::PromptAndAnswer { context },
+        }
+    }
+
     /// Checks that the model can read an example.
     ///
     /// # Errors
     /// See [`TokenizedExample::check`].
     pub fn check(&self, example: &TokenizedExample) -> Result<(), TokensError> {
-        example.check(self.decoder.vocabulary, self.decoder.context)
+        let (vocabulary, context) = (self.decoder.vocabulary, self.decoder.context);
+        match self.decoder.structure {
+            Structure::Causal => example.check(vocabulary, context),
+            Structure::EncoderDecoder { .. } => example.check_parts(vocabulary, context),
+        }
     }
 
     /// The `config.json` of a model that came with one.
@@ -563,21 +573,25 @@ fn initial_values(layout: &Layout, places: &Places) -> Vec<Initial> {
             _ => Initial::Constant(0.0),
         })
         .collect();
-    let embeddings = [places.token_embedding, places.output];
-    for index in embeddings.into_iter().chain(places.position_embedding) {
+    let embeddings = [places.token_embedding, places.output.weight];
+    let relative = places.stacks().filter_map(|stack| stack.relative_bias);
+    for index in (embeddings.into_iter().chain(places.position_embedding)).chain(relative) {
         initial[index] = Initial::Normal(0.02);
     }
-    let depth = (2.0 * places.layers.len() as f64).sqrt();
-    for layer in &places.layers {
-        for norm in [layer.attention_norm, layer.mlp_norm] {
-            initial[norm.weight] = Initial::Constant(1.0);
-        }
-        for written in [layer.attention_output, layer.mlp.down] {
-            let fan_in = specs[written.weight].shape[1] as f64;
-            initial[written.weight] = Initial::Normal(1.0 / (3.0 * fan_in).sqrt() / depth);
+    for stack in places.stacks() {
+        let depth = (2.0 * stack.layers.len() as f64).sqrt();
+        for layer in &stack.layers {
+            let cross = layer.cross.map(|cross| cross.output);
+            for written in [layer.attention_output, layer.mlp.down]
+                .into_iter()
+                .chain(cross)
+            {
+                let fan_in = specs[written.weight].shape[1] as f64;
+                initial[written.weight] = Initial::Normal(1.0 / (3.0 * fan_in).sqrt() / depth);
+            }
         }
     }
-    if let Some(norm) = places.final_norm {
+    for norm in places.norms() {
         initial[norm.weight] = Initial::Constant(1.0);
     }
     initial

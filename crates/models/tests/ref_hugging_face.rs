@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-const FOLDERS: [&str; 16] = [
+const FOLDERS: [&str; 20] = [
     "gpt2",
     "opt",
     "opt_post_norm",
@@ -22,6 +22,8 @@ const FOLDERS: [&str; 16] = [
     "mistral",
     "qwen2",
     "phi3",
+    "t5",
+    "t5_gated",
     "gpt2_lora",
     "llama_lora",
     "phi3_lora",
@@ -29,6 +31,8 @@ const FOLDERS: [&str; 16] = [
     "llama_ia3",
     "opt_ia3",
     "gpt_neox_ia3",
+    "t5_lora",
+    "t5_gated_ia3",
 ];
 
 fn data() -> PathBuf {

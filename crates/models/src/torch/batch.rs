@@ -2,29 +2,40 @@
 
 use super::model::Model;
 use super::transformer::{Extras, Prefix, Transformer, to_vec};
+use crate::decoder::Structure;
 use crate::settings::{TokenizedExample, TokensError};
 use crate::weights::Architecture;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// Several examples, padded at their ends to the longest. What stands behind an example's last
-/// token never reaches it: attention is causal.
+/// token never reaches it: attention is causal, or masked.
 #[derive(Debug)]
 pub struct Batch {
     /// Number of examples.
     pub(super) size: i64,
+    /// What an encoder reads.
+    pub(super) source: Option<Inputs>,
+    /// What the blocks read that predict.
+    pub(super) inputs: Inputs,
+    /// What is predicted.
+    pub(super) answers: Answers,
+}
+
+/// The tokens that a stack of blocks reads.
+#[derive(Debug)]
+pub(super) struct Inputs {
     /// Input positions per example.
     pub(super) length: i64,
     /// Position of the first input token; above 0 behind a shared prefix.
     pub(super) first_position: i64,
     /// `[size · length]`.
     pub(super) tokens: Tensor,
-    /// `[length × first_position + length]`: 0 where a position may look and −∞ where it may not.
-    causal: Tensor,
+    /// 0 where a position may look and −∞ where it may not: `[length × first_position + length]`
+    /// where all examples are alike, `[size · heads × 1 × length]` where padding has to be hidden.
+    mask: Tensor,
     /// The same of blocks that see the last positions only.
     windowed: Option<Tensor>,
-    /// What is predicted.
-    pub(super) answers: Answers,
 }
 
 /// The positions whose next token counts.
@@ -45,6 +56,7 @@ pub(super) struct Answers {
 /// Where, in which type and for which attention the tensors of a batch are made.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
+    pub structure: Structure,
     pub heads: i64,
     /// Positions that blocks with a window see.
     pub window: Option<usize>,
@@ -59,12 +71,17 @@ impl Place {
         let decoder = model.architecture().decoder();
         let attention = &decoder.attention;
         Self {
+            structure: decoder.structure,
             heads: i64::from(attention.heads),
             window: (attention.window.as_ref()).map(|window| window.length as usize),
             is_last_windowed: attention.is_windowed(decoder.layers as usize - 1),
             kind: model.kind(),
             device: model.device(),
         }
+    }
+
+    fn floats(&self, values: Tensor) -> Tensor {
+        values.to_device(self.device).to_kind(self.kind)
     }
 
     /// `[length × first + length]`: 0 where a position may look and −∞ where it may not.
@@ -83,29 +100,37 @@ impl Place {
     }
 }
 
-impl Batch {
-    /// A batch of checked examples whose first `skip` tokens are left to a shared prefix.
-    pub(super) fn new(examples: &[&TokenizedExample], skip: usize, place: Place) -> Self {
-        let size = examples.len();
-        let inputs = |e: &TokenizedExample| e.tokens.len() - 1 - skip;
-        let length = examples.iter().map(|e| inputs(e)).max().unwrap_or(0);
-        let mut tokens = vec![0_i64; size * length];
-        for (row, example) in tokens.chunks_exact_mut(length.max(1)).zip(examples) {
-            for (slot, &token) in row
-                .iter_mut()
-                .zip(&example.tokens[skip..][..inputs(example)])
-            {
-                *slot = i64::from(token);
-            }
-        }
+impl Inputs {
+    /// Tokens of which each sees those before it, behind `skip` tokens of a shared prefix.
+    fn causal(rows: &[Vec<i64>], skip: usize, place: Place) -> Self {
+        let length = longest(rows);
         Self {
-            size: size as i64,
             length: length as i64,
             first_position: skip as i64,
-            tokens: Tensor::from_slice(&tokens).to_device(place.device),
-            causal: place.causal(skip, length),
+            tokens: padded(rows, length, place),
+            mask: place.causal(skip, length),
             windowed: place.windowed(skip, length),
-            answers: Answers::new(examples, skip, length, place),
+        }
+    }
+
+    /// Tokens that all see each other.
+    fn whole(rows: &[Vec<i64>], place: Place) -> Self {
+        let length = longest(rows);
+        let mut mask = Vec::with_capacity(rows.len() * length);
+        for row in rows {
+            mask.extend((0..length).map(|at| hidden(at >= row.len())));
+        }
+        let shape = [rows.len() as i64, 1, 1, length as i64];
+        let of_heads = [-1, place.heads, -1, -1];
+        let mask = Tensor::from_slice(&mask)
+            .view(shape)
+            .expand(of_heads, false);
+        Self {
+            length: length as i64,
+            first_position: 0,
+            tokens: padded(rows, length, place),
+            mask: place.floats(mask.reshape([-1, 1, length as i64])),
+            windowed: None,
         }
     }
 
@@ -113,7 +138,59 @@ impl Batch {
     pub(super) fn mask(&self, is_windowed: bool) -> &Tensor {
         match &self.windowed {
             Some(windowed) if is_windowed => windowed,
-            _ => &self.causal,
+            _ => &self.mask,
+        }
+    }
+}
+
+fn longest(rows: &[Vec<i64>]) -> usize {
+    rows.iter().map(Vec::len).max().unwrap_or(0)
+}
+
+/// Rows filled up with token 0, one after the other.
+fn padded(rows: &[Vec<i64>], length: usize, place: Place) -> Tensor {
+    let mut tokens = vec![0; rows.len() * length];
+    for (slots, row) in tokens.chunks_exact_mut(length.max(1)).zip(rows) {
+        slots[..row.len()].copy_from_slice(row);
+    }
+    Tensor::from_slice(&tokens).to_device(place.device)
+}
+
+fn ids(tokens: &[u32]) -> Vec<i64> {
+    tokens.iter().map(|&token| i64::from(token)).collect()
+}
+
+/// What a mask adds to a score.
+fn hidden(is_hidden: bool) -> f32 {
+    if is_hidden { f32::NEG_INFINITY } else { 0.0 }
+}
+
+impl Batch {
+    /// A batch of checked examples whose first `skip` tokens are left to a shared prefix.
+    pub(super) fn new(examples: &[&TokenizedExample], skip: usize, place: Place) -> Self {
+        let rows = |row: &dyn Fn(&TokenizedExample) -> Vec<i64>| -> Vec<Vec<i64>> {
+            examples.iter().map(|example| row(example)).collect()
+        };
+        let (source, inputs) = match place.structure {
+            Structure::Causal => {
+                let read = rows(&|e| ids(&e.tokens[skip..e.tokens.len() - 1]));
+                (None, Inputs::causal(&read, skip, place))
+            }
+            Structure::EncoderDecoder { start, .. } => {
+                let source = rows(&|e| ids(&e.tokens[..e.answer_start]));
+                let read = rows(&|e| {
+                    let answer = &e.tokens[e.answer_start..e.tokens.len() - 1];
+                    [&[i64::from(start)][..], &ids(answer)].concat()
+                });
+                let source = Inputs::whole(&source, place);
+                (Some(source), Inputs::causal(&read, 0, place))
+            }
+        };
+        Self {
+            size: examples.len() as i64,
+            answers: Answers::new(examples, skip, &inputs, place),
+            source,
+            inputs,
         }
     }
 
@@ -133,20 +210,25 @@ impl Batch {
             targets: Tensor::from_slice(&cut(1..length + 1)).to_device(place.device),
             weights: Tensor::full(shape, 1.0 / length as f64, options),
         };
-        Self {
-            size: shape[0],
+        let inputs = Inputs {
             length: shape[1],
             first_position: 0,
             tokens: Tensor::from_slice(&cut(0..length)).to_device(place.device),
-            causal: place.causal(0, length),
+            mask: place.causal(0, length),
             windowed: place.windowed(0, length),
+        };
+        Self {
+            size: shape[0],
+            source: None,
+            inputs,
             answers,
         }
     }
 }
 
 impl Answers {
-    fn new(examples: &[&TokenizedExample], skip: usize, length: usize, place: Place) -> Self {
+    fn new(examples: &[&TokenizedExample], skip: usize, inputs: &Inputs, place: Place) -> Self {
+        let length = inputs.length as usize;
         let window = match place.window {
             Some(window) if place.is_last_windowed => window,
             _ => usize::MAX,
@@ -160,22 +242,21 @@ impl Answers {
             for k in 0..count {
                 // A padding row repeats the example's first prediction and weighs nothing.
                 let is_real = k < predicted.len();
-                let position = predicted[if is_real { k } else { 0 }] - 1;
+                let token = predicted[if is_real { k } else { 0 }];
+                // The position that predicts it.
+                let position = match place.structure {
+                    Structure::Causal => token - 1,
+                    Structure::EncoderDecoder { .. } => token - example.answer_start,
+                };
                 rows.push((index * length + position - skip) as i64);
-                targets.push(i64::from(example.tokens[position + 1]));
+                targets.push(i64::from(example.tokens[token]));
                 weights.push(if is_real {
                     1.0 / predicted.len() as f64
                 } else {
                     0.0
                 });
-                let visible = |p| {
-                    if p <= position && position - p < window {
-                        0.0
-                    } else {
-                        f32::NEG_INFINITY
-                    }
-                };
-                own_mask.extend((0..skip + length).map(visible));
+                let is_hidden = |at| at > position || position - at >= window;
+                own_mask.extend((0..skip + length).map(|at| hidden(is_hidden(at))));
             }
             for _ in 0..place.heads {
                 mask.extend_from_slice(&own_mask);
@@ -186,13 +267,12 @@ impl Answers {
             count as i64,
             (skip + length) as i64,
         ];
-        let floats = |t: Tensor| t.to_device(place.device).to_kind(place.kind);
         Self {
             everywhere: false,
             rows: Tensor::from_slice(&rows).to_device(place.device),
-            mask: floats(Tensor::from_slice(&mask)).view(shape),
+            mask: place.floats(Tensor::from_slice(&mask)).view(shape),
             targets: Tensor::from_slice(&targets).to_device(place.device),
-            weights: floats(Tensor::from_slice(&weights))
+            weights: (place.floats(Tensor::from_slice(&weights)))
                 .view([examples.len() as i64, count as i64]),
         }
     }
@@ -217,7 +297,8 @@ const WORTHWHILE: usize = 256;
 
 /// The test examples, grouped so that evaluating them is fast: examples that begin alike share
 /// the computation of their common beginning, and those of similar length share a batch. The
-/// grouping depends on the examples and the batch size only.
+/// grouping depends on the examples and the batch size only. Where a model reads in both directions
+/// no beginning is shared.
 ///
 /// ```
 /// use simfluence_models::{EvaluationSet, TokenizedExample};
@@ -232,6 +313,7 @@ const WORTHWHILE: usize = 256;
 #[derive(Debug, Clone)]
 pub struct EvaluationSet {
     examples: Vec<TokenizedExample>,
+    batch_size: usize,
     groups: Vec<Group>,
 }
 
@@ -245,8 +327,12 @@ struct Group {
 impl EvaluationSet {
     /// Groups the examples into batches of at most `batch_size` (0 counts as 1).
     pub fn new(examples: Vec<TokenizedExample>, batch_size: u32) -> Self {
-        let groups = group(&examples, batch_size.max(1) as usize);
-        Self { examples, groups }
+        let batch_size = batch_size.max(1) as usize;
+        Self {
+            groups: group(&examples, batch_size),
+            examples,
+            batch_size,
+        }
     }
 
     /// The test examples in order.
@@ -299,10 +385,23 @@ impl EvaluationSet {
                     .collect(),
             }
         };
+        let groups = match place.structure {
+            Structure::Causal => self.groups.iter().map(prepare_group).collect(),
+            Structure::EncoderDecoder { .. } => {
+                self.unshared().map(|g| prepare_group(&g)).collect()
+            }
+        };
         PreparedEvaluation {
             count: self.len(),
-            groups: self.groups.iter().map(prepare_group).collect(),
+            groups,
         }
+    }
+
+    /// All examples without common beginnings: what is read in both directions depends on its end.
+    fn unshared(&self) -> impl Iterator<Item = Group> {
+        let all = (0..self.len()).collect();
+        let group = || batches_by_length(&self.examples, all, 0, self.batch_size);
+        (!self.is_empty()).then(group).into_iter()
     }
 }
 

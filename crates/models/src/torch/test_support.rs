@@ -56,6 +56,9 @@ fn partly_trained() -> Vec<Weights> {
         lora(checkpoint("qwen2"), &["q_proj", "v_proj", "gate_proj"]),
         ia3(weights(true)),
         ia3(checkpoint("opt_post_norm")),
+        only(checkpoint("t5"), Trainable::LastLayers { layers: 1 }),
+        lora(checkpoint("t5"), &["q", "v", "DenseReluDense.wo"]),
+        ia3(checkpoint("t5_gated")),
     ]
 }
 
@@ -68,7 +71,15 @@ pub(super) fn all_weights() -> Vec<Weights> {
 }
 
 /// Checkpoints with, between them, every kind of norm, position, projection and MLP.
-const CHECKPOINTS: [&str; 5] = ["gpt2", "opt_post_norm", "gpt_neox", "qwen2", "phi3"];
+const CHECKPOINTS: [&str; 7] = [
+    "gpt2",
+    "opt_post_norm",
+    "gpt_neox",
+    "qwen2",
+    "phi3",
+    "t5",
+    "t5_gated",
+];
 
 /// Examples that all of them can read.
 pub(super) fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
