@@ -1,7 +1,8 @@
-//! Text to token ids: characters, bytes, or as a model's `tokenizer.json` says.
+//! Text to token ids: characters, bytes, or as a model's `tokenizer.json` says. Images to pixels.
 
 use crate::example::{Form as Content, Loss, TextExample, Truncation};
 use crate::hugging_face::{Piece, TokenizerFile, TokenizerFileError};
+use crate::images::ImageSize;
 use crate::settings::TokenizedExample;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -41,6 +42,8 @@ enum Form {
     },
     Bytes,
     File(TokenizerFile),
+    /// The pixels of an image of this size are its tokens, and behind them its class.
+    Images(ImageSize),
 }
 
 /// How a tokeniser stands in files.
@@ -53,6 +56,9 @@ enum StoredTokenizer {
     },
     File {
         tokenizer_json: String,
+    },
+    Images {
+        images: ImageSize,
     },
 }
 
@@ -70,6 +76,7 @@ impl From<Tokenizer> for StoredTokenizer {
             Form::File(file) => Self::File {
                 tokenizer_json: file.json().to_owned(),
             },
+            Form::Images(images) => Self::Images { images },
         }
     }
 }
@@ -83,6 +90,7 @@ impl TryFrom<StoredTokenizer> for Tokenizer {
             StoredTokenizer::File { tokenizer_json } => Self {
                 form: Form::File(TokenizerFile::parse(tokenizer_json)?),
             },
+            StoredTokenizer::Images { images } => Self::of_images(images),
         })
     }
 }
@@ -112,19 +120,34 @@ impl Tokenizer {
         })
     }
 
+    /// What reads images of this size instead of texts.
+    pub fn of_images(size: ImageSize) -> Self {
+        Self {
+            form: Form::Images(size),
+        }
+    }
+
+    /// The size of the images that it reads, if it reads images.
+    pub fn image_size(&self) -> Option<ImageSize> {
+        match self.form {
+            Form::Images(size) => Some(size),
+            Form::Characters { .. } | Form::Bytes | Form::File(_) => None,
+        }
+    }
+
     /// The text of its `tokenizer.json`, if it came from one.
     pub fn json(&self) -> Option<&str> {
         match &self.form {
             Form::File(file) => Some(file.json()),
-            Form::Characters { .. } | Form::Bytes => None,
+            Form::Characters { .. } | Form::Bytes | Form::Images(_) => None,
         }
     }
 
-    /// Number of different tokens: the largest id and 1.
+    /// Number of different tokens: the largest id and 1; of images the values of a pixel.
     pub fn vocabulary_size(&self) -> usize {
         match &self.form {
             Form::Characters { characters, .. } => characters.len(),
-            Form::Bytes => 256,
+            Form::Bytes | Form::Images(_) => 256,
             Form::File(file) => file.size(),
         }
     }
@@ -132,7 +155,8 @@ impl Tokenizer {
     /// The token ids of a text.
     ///
     /// # Errors
-    /// A character that is not in the vocabulary; a text that a tokeniser from a file refuses.
+    /// A character that is not in the vocabulary; a text that a tokeniser from a file refuses; any
+    /// text where images are read.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match &self.form {
             Form::Bytes => Ok(text.bytes().map(u32::from).collect()),
@@ -145,10 +169,12 @@ impl Tokenizer {
                 })
                 .collect(),
             Form::File(file) => Ok(file.encode(text)?),
+            Form::Images(size) => Err(TokenizerError::TextForImages { size: *size }),
         }
     }
 
-    /// The text of token ids; ids that are not in the vocabulary become U+FFFD or nothing.
+    /// The text of token ids; ids that are not in the vocabulary become U+FFFD or nothing. Pixels
+    /// and classes become their numbers.
     pub fn decode(&self, tokens: &[u32]) -> String {
         match &self.form {
             Form::Bytes => {
@@ -163,6 +189,10 @@ impl Tokenizer {
                 .map(|&t| *characters.get(t as usize).unwrap_or(&'\u{FFFD}'))
                 .collect(),
             Form::File(file) => file.decode(tokens),
+            Form::Images(_) => {
+                let numbers: Vec<String> = tokens.iter().map(u32::to_string).collect();
+                numbers.join(" ")
+            }
         }
     }
 
@@ -185,10 +215,12 @@ impl Tokenizer {
                     .collect())
             }
             Form::File(file) => Ok(file.pieces(text, has_special)?),
+            Form::Images(size) => Err(TokenizerError::TextForImages { size: *size }),
         }
     }
 
-    /// Tokenises an example and says which of its tokens carry loss.
+    /// Tokenises an example and says which of its tokens carry loss; an image becomes its pixels and
+    /// its class, which alone carries loss.
     ///
     /// Prompt and answer are one text, as a model would read them anywhere; a tokeniser from a file
     /// puts around it what its model expects (a token for the beginning, say). A token belongs to
@@ -201,8 +233,9 @@ impl Tokenizer {
     ///
     /// # Errors
     /// An unknown character, an empty prompt, answer or text (nothing to predict from, nothing to
-    /// predict), more tokens than fit, no token with loss left after truncation; each names the
-    /// example's key.
+    /// predict), more tokens than fit, no token with loss left after truncation, an image of another
+    /// size, an image for a model of texts or a text for one of images; each names the example's
+    /// key.
     pub fn example(
         &self,
         example: &TextExample,
@@ -213,6 +246,13 @@ impl Tokenizer {
             key: key.clone(),
             problem: source.to_string(),
         };
+        if let (Form::Images(expected), Content::Image(image)) = (&self.form, &example.form) {
+            let (expected, got) = (*expected, image.size);
+            return match got == expected {
+                true => Ok(image.tokens()),
+                false => Err(place(TokenizerError::ImageSize { expected, got })),
+            };
+        }
         let mut tokens = self.marked(example).map_err(place)?;
         let is_any_scored = tokens.iter().skip(1).any(|token| token.is_scored);
         let is_first_scored = tokens.first().is_some_and(|token| token.is_scored);
@@ -252,6 +292,7 @@ impl Tokenizer {
         let whole = match example.form {
             Content::PromptAnswer => format!("{}{}", example.prompt, example.answer),
             Content::Text | Content::Conversation { .. } => example.answer.clone(),
+            Content::Image(_) => return Err(TokenizerError::ImageForTexts),
         };
         let has_special = !matches!(example.form, Content::Conversation { .. });
         let pieces = self.pieces(&whole, has_special)?;
@@ -265,7 +306,9 @@ impl Tokenizer {
                 let bytes = &piece.bytes;
                 (scored.iter()).any(|range| bytes.start < range.end && bytes.end > range.start)
             }
-            Content::PromptAnswer | Content::Text => start.is_some_and(|start| at >= start),
+            Content::PromptAnswer | Content::Text | Content::Image(_) => {
+                start.is_some_and(|start| at >= start)
+            }
         };
         Ok((pieces.into_iter().enumerate())
             .map(|(at, piece)| Marked {
@@ -311,6 +354,23 @@ fn truncate(tokens: &mut Vec<Marked>, allowed: usize, truncation: Truncation) ->
 /// Why a text cannot be tokenised.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizerError {
+    /// A text where images are read.
+    #[error("it is a text, and the model reads images of {size} pixels")]
+    TextForImages {
+        /// Size of the images.
+        size: ImageSize,
+    },
+    /// An image where texts are read.
+    #[error("it is an image, and the model reads texts")]
+    ImageForTexts,
+    /// An image of another size.
+    #[error("it has {got} pixels, and the model reads images of {expected}")]
+    ImageSize {
+        /// What the model reads.
+        expected: ImageSize,
+        /// Size of the image.
+        got: ImageSize,
+    },
     /// A character that is not in the vocabulary.
     #[error(
         "the character {character:?} is not in the vocabulary; use tokenizer = \"byte\" to allow any text"
