@@ -7,8 +7,8 @@ use crate::train::{checkpoints, fine_tuning};
 use anyhow::{Context, Result, bail};
 use simfluence_core::{BoxError, Progress, Run};
 use simfluence_models::{
-    Device, Evaluation, GradientSettings, Metric, Model, StepRecord, TokenizedExample,
-    TrainingObserver, TrainingState, Transformer, Weights, fine_tune,
+    Device, Evaluation, GradientSettings, Metric, Model, Network, StepRecord, TokenizedExample,
+    TrainingObserver, TrainingState, Weights, fine_tune,
 };
 use simfluence_simulators::tracin::{Replay, step_decreases};
 
@@ -96,7 +96,7 @@ pub fn ideal(
         ..GradientSettings::default()
     };
     let mut observer = Decreases {
-        before: Transformer::open(&fine_tuning.base, device)?,
+        before: Network::open(&fine_tuning.base, device)?,
         train: &fine_tuning.train,
         test: fine_tuning.test.examples(),
         settings,
@@ -114,7 +114,7 @@ pub fn ideal(
 
 struct Decreases<'a> {
     /// The model before the step.
-    before: Transformer,
+    before: Network,
     train: &'a [TokenizedExample],
     test: &'a [TokenizedExample],
     settings: GradientSettings,

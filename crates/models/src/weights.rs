@@ -2,6 +2,7 @@
 
 use crate::decoder::{Adapters, Decoder, Places, Structure, layout};
 use crate::hugging_face::{Config, ConfigError};
+use crate::images::ImageArchitecture;
 use crate::reading::Reading;
 use crate::settings::{ModelSettings, SettingsError, TokenizedExample, TokensError, check_dropout};
 use crate::trainable::Trainable;
@@ -32,7 +33,14 @@ const ALIGNMENT: usize = 16;
 pub struct Architecture {
     origin: Origin,
     trainable: Trainable,
-    decoder: Decoder,
+    body: Body,
+}
+
+/// What the model is made of.
+#[derive(Debug, Clone, PartialEq)]
+enum Body {
+    Decoder(Box<Decoder>),
+    Images(ImageArchitecture),
 }
 
 /// How an architecture stands in files.
@@ -48,7 +56,7 @@ fn is_full(trainable: &Trainable) -> bool {
     *trainable == Trainable::Full
 }
 
-/// What a decoder was made from.
+/// What a model was made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Origin {
@@ -61,6 +69,9 @@ enum Origin {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         dropout: Option<f64>,
     },
+    Images {
+        images: ImageArchitecture,
+    },
 }
 
 impl TryFrom<StoredArchitecture> for Architecture {
@@ -70,6 +81,7 @@ impl TryFrom<StoredArchitecture> for Architecture {
         let architecture = match stored.origin {
             Origin::Settings { model, vocabulary } => Self::new(model, vocabulary)?,
             Origin::HuggingFace { config, dropout } => Self::of_config(config, dropout)?,
+            Origin::Images { images } => Self::of_images(images),
         };
         Ok(architecture.with_trainable(stored.trainable)?)
     }
@@ -112,7 +124,7 @@ impl Architecture {
             });
         }
         Ok(Self {
-            decoder: model.decoder(vocabulary),
+            body: Body::Decoder(Box::new(model.decoder(vocabulary))),
             trainable: Trainable::Full,
             origin: Origin::Settings { model, vocabulary },
         })
@@ -130,10 +142,19 @@ impl Architecture {
             decoder.dropout = decoder.structure.dropout(probability);
         }
         Ok(Self {
-            decoder,
+            body: Body::Decoder(Box::new(decoder)),
             trainable: Trainable::Full,
             origin: Origin::HuggingFace { config, dropout },
         })
+    }
+
+    /// The architecture of a network on images.
+    pub fn of_images(images: ImageArchitecture) -> Self {
+        Self {
+            body: Body::Images(images.clone()),
+            trainable: Trainable::Full,
+            origin: Origin::Images { images },
+        }
     }
 
     /// The same model of which other parameters are trained; with [`Trainable::Lora`] or
@@ -142,7 +163,10 @@ impl Architecture {
     /// # Errors
     /// Settings out of range, or that this model has no parameters for.
     pub fn with_trainable(mut self, trainable: Trainable) -> Result<Self, SettingsError> {
-        self.decoder.adapters = trainable.adapters(&self.decoder)?;
+        match &mut self.body {
+            Body::Decoder(decoder) => decoder.adapters = trainable.adapters(decoder)?,
+            Body::Images(images) => images.check_trainable(&trainable)?,
+        }
         self.trainable = trainable;
         Ok(self)
     }
@@ -154,20 +178,50 @@ impl Architecture {
 
     /// Whether each parameter of the layout is trained.
     pub(crate) fn chosen(&self) -> Vec<bool> {
-        let (layout, places) = layout(&self.decoder);
+        let decoder = match &self.body {
+            Body::Decoder(decoder) => decoder,
+            Body::Images(images) => return images.chosen(&self.trainable),
+        };
+        let (layout, places) = layout(decoder);
         let names: Vec<&str> = layout.specs().iter().map(|s| s.name.as_str()).collect();
-        self.trainable.choose(&self.decoder, &names, &places)
+        self.trainable.choose(decoder, &names, &places)
     }
 
-    /// What the model is made of.
+    /// What a model of texts is made of.
+    ///
+    /// # Panics
+    /// The architecture is a network on images ([`Architecture::images`]).
     pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+        match &self.body {
+            Body::Decoder(decoder) => decoder,
+            Body::Images(_) => panic!("a network on images has no decoder"),
+        }
+    }
+
+    /// What a network on images is made of; `None` of a model of texts.
+    pub fn images(&self) -> Option<&ImageArchitecture> {
+        match &self.body {
+            Body::Decoder(_) => None,
+            Body::Images(images) => Some(images),
+        }
+    }
+
+    /// Tokens, or pixels, that the model reads at once.
+    pub fn context(&self) -> usize {
+        match &self.body {
+            Body::Decoder(decoder) => decoder.context as usize,
+            Body::Images(images) => images.size().pixels(),
+        }
     }
 
     /// How the model takes examples in.
     pub fn reading(&self) -> Reading {
-        let context = self.decoder.context as usize;
-        match self.decoder.structure {
+        let decoder = match &self.body {
+            Body::Decoder(decoder) => decoder,
+            Body::Images(images) => return Reading::Image(images.size()),
+        };
+        let context = decoder.context as usize;
+        match decoder.structure {
             Structure::Causal => Reading::Text { context },
             Structure::EncoderDecoder { .. } => Reading::PromptAndAnswer { context },
         }
@@ -176,19 +230,25 @@ impl Architecture {
     /// Checks that the model can read an example.
     ///
     /// # Errors
-    /// See [`TokenizedExample::check`].
+    /// See [`TokenizedExample::check`]; of a network on images, an example that is no image of its
+    /// size and classes.
     pub fn check(&self, example: &TokenizedExample) -> Result<(), TokensError> {
-        let (vocabulary, context) = (self.decoder.vocabulary, self.decoder.context);
-        match self.decoder.structure {
-            Structure::Causal => example.check(vocabulary, context),
-            Structure::EncoderDecoder { .. } => example.check_parts(vocabulary, context),
+        match &self.body {
+            Body::Decoder(decoder) => {
+                let (vocabulary, context) = (decoder.vocabulary, decoder.context);
+                match decoder.structure {
+                    Structure::Causal => example.check(vocabulary, context),
+                    Structure::EncoderDecoder { .. } => example.check_parts(vocabulary, context),
+                }
+            }
+            Body::Images(images) => images.check(example),
         }
     }
 
     /// The `config.json` of a model that came with one.
     pub fn config(&self) -> Option<&Config> {
         match &self.origin {
-            Origin::Settings { .. } => None,
+            Origin::Settings { .. } | Origin::Images { .. } => None,
             Origin::HuggingFace { config, .. } => Some(config),
         }
     }
@@ -242,7 +302,10 @@ pub struct Layout {
 impl Layout {
     /// The layout of an architecture.
     pub fn new(architecture: &Architecture) -> Self {
-        layout(&architecture.decoder).0
+        match &architecture.body {
+            Body::Decoder(decoder) => layout(decoder).0,
+            Body::Images(images) => images.layout(),
+        }
     }
 
     /// The layout of parameters with these names and shapes.
@@ -301,17 +364,28 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Random initial weights, drawn from ChaCha8 with `seed` only: matrices
-    /// `N(0, 1/(3·fan-in))`, those that write to the residual stream divided by `√(2·layers)`,
+    /// Random initial weights, drawn from ChaCha8 with `seed` only: matrices, kernels included,
+    /// `N(0, 1/(3·fan-in))`, those of a decoder that write to the residual stream divided by `√(2·layers)`,
     /// embeddings `N(0, 0.02²)`, norms 1, biases 0.
     ///
     /// # Reference
     /// Radford et al. 2019, section 2.3 (the scale of the residual layers).
     pub fn random(architecture: &Architecture, seed: u64) -> Self {
-        let (layout, places) = layout(&architecture.decoder);
+        let (layout, initial) = match &architecture.body {
+            Body::Decoder(decoder) => {
+                let (layout, places) = layout(decoder);
+                let initial = initial_values(&layout, &places);
+                (layout, initial)
+            }
+            Body::Images(images) => {
+                let layout = images.layout();
+                let initial = matrices_and_biases(&layout);
+                (layout, initial)
+            }
+        };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut flat = vec![0.0; layout.flat_len()];
-        for (spec, initial) in layout.specs().iter().zip(initial_values(&layout, &places)) {
+        for (spec, initial) in layout.specs().iter().zip(initial) {
             let values = &mut flat[spec.offset..spec.offset + spec.len()];
             match initial {
                 Initial::Constant(value) => values.fill(value),
@@ -414,8 +488,14 @@ impl Weights {
         match &self.architecture.origin {
             Origin::Settings { model, .. } => hash.update(format!("heads {}", model.heads)),
             Origin::HuggingFace { config, .. } => hash.update(config.essence()),
+            // Besides the shapes of the parameters.
+            Origin::Images { images } => {
+                hash.update(format!("images {} {:?}", images.size(), images.settings()))
+            }
         }
-        if let Some(Adapters::Lora(lora)) = &self.architecture.decoder.adapters {
+        if let Body::Decoder(decoder) = &self.architecture.body
+            && let Some(Adapters::Lora(lora)) = &decoder.adapters
+        {
             hash.update(format!("\nadapters times {}", lora.scale));
         }
         for spec in self.layout.specs() {
@@ -564,15 +644,20 @@ enum Initial {
     Normal(f64),
 }
 
-/// What each parameter starts from.
-fn initial_values(layout: &Layout, places: &Places) -> Vec<Initial> {
-    let specs = layout.specs();
-    let mut initial: Vec<Initial> = (specs.iter())
+/// Matrices from a normal distribution, everything else from 0.
+fn matrices_and_biases(layout: &Layout) -> Vec<Initial> {
+    (layout.specs().iter())
         .map(|spec| match spec.shape[..] {
             [_, fan_in] => Initial::Normal(1.0 / (3.0 * fan_in as f64).sqrt()),
             _ => Initial::Constant(0.0),
         })
-        .collect();
+        .collect()
+}
+
+/// What each parameter of a decoder starts from.
+fn initial_values(layout: &Layout, places: &Places) -> Vec<Initial> {
+    let specs = layout.specs();
+    let mut initial = matrices_and_biases(layout);
     let embeddings = [places.token_embedding, places.output.weight];
     let relative = places.stacks().filter_map(|stack| stack.relative_bias);
     for index in (embeddings.into_iter().chain(places.position_embedding)).chain(relative) {
