@@ -132,6 +132,9 @@ pub fn optimizer_dynamics(
 
 /// Runs the subcommand.
 pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
+    if args.method != FitMethod::OptimizerDynamics {
+        args.datasets.refuse("--method is another")?;
+    }
     let open = OpenRuns::read(&args.run_set)?;
     let split = open.split(&args.split)?;
     let (train_keys, test_keys) = (

@@ -65,6 +65,9 @@ struct Row {
 
 /// Runs the subcommand.
 pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
+    if args.simulator.is_some() {
+        args.datasets.refuse("--simulator gives one")?;
+    }
     // A fit needs all runs; a simulator that is there needs none but the edited one.
     let open = match args.simulator {
         Some(_) => OpenRuns::read_one(&args.run_set, &args.run)?,

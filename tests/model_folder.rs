@@ -341,6 +341,12 @@ fn attribution_follows_the_parameters_that_are_trained() {
         let info: Value = serde_json::from_slice(&info).unwrap();
         let trained = info["trainable_parameters"].as_u64().unwrap();
         assert!(0 < trained && trained < whole, "{name}: {trained}");
+        let size = |file: &str| std::fs::metadata(path.join(name).join(file)).unwrap().len();
+        let checkpoint = size("runs/train-000/checkpoints/step-000006.safetensors");
+        assert!(
+            checkpoint < size("base_model.safetensors"),
+            "{name}: {checkpoint}"
+        );
         let save = [
             "save-model",
             name,

@@ -10,6 +10,7 @@ pub mod decoder;
 pub mod device;
 pub mod example;
 pub mod hugging_face;
+pub mod images;
 #[cfg(feature = "torch")]
 mod native;
 pub mod numbers;
@@ -30,6 +31,7 @@ pub use approximation::Approximation;
 pub use batch_loss::BatchLoss;
 pub use device::{Device, DeviceError};
 pub use example::{Form, Loss, TextExample, Truncation};
+pub use images::{ImageArchitecture, ImageKind, ImageSettings};
 pub use reading::Reading;
 pub use settings::{
     FolderSettings, ModelChoice, ModelSettings, SettingsError, TokenizedExample, TokensError,

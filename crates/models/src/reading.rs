@@ -1,7 +1,8 @@
-//! How models take texts in: as one, prompt and answer each for itself.
+//! How models take examples in: as one text, prompt and answer each for itself, as an image.
 
 use crate::example::{Form as Content, Loss, TextExample, Truncation};
 use crate::hugging_face::Piece;
+use crate::images::ImageSize;
 use crate::settings::TokenizedExample;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -25,6 +26,8 @@ pub enum Reading {
         /// The names of the classes.
         labels: Vec<String>,
     },
+    /// An image of this size, of which the class is predicted.
+    Image(ImageSize),
 }
 
 impl Reading {
@@ -33,6 +36,7 @@ impl Reading {
         match self {
             Self::Text { context } | Self::Class { context, .. } => context + 1,
             Self::PromptAndAnswer { context } => 2 * context,
+            Self::Image(size) => size.pixels() + 1,
         }
     }
 
@@ -64,6 +68,8 @@ impl Tokenizer {
     /// **A class** ([`Reading::Class`]): the prompt is a text, the answer the name of a class or its
     /// number; the class is put behind the tokens of the text, as the only one that carries loss.
     ///
+    /// **An image** ([`Reading::Image`]): its pixels and then its class, which alone carries loss.
+    ///
     /// What has more tokens than fit is truncated if the example says so, prompt and answer each for
     /// itself where they are texts of their own: tokens around a text stay, as in the tokenizers
     /// library.
@@ -90,6 +96,10 @@ impl Tokenizer {
             Reading::Text { context } => self.one_text(example, *context),
             Reading::PromptAndAnswer { context } => self.two_texts(example, *context),
             Reading::Class { context, labels } => self.text_and_class(example, *context, labels),
+            Reading::Image(size) => {
+                let tokens = image(example, *size).map_err(|e| e.of_example(&example.key))?;
+                Ok((tokens, false))
+            }
         }
     }
 
@@ -123,6 +133,7 @@ impl Tokenizer {
         let whole = match example.form {
             Content::PromptAnswer => format!("{}{}", example.prompt, example.answer),
             Content::Text | Content::Conversation { .. } => example.answer.clone(),
+            Content::Image(_) => return Err(TokenizerError::ImageForTexts),
         };
         let has_special = !matches!(example.form, Content::Conversation { .. });
         let pieces = self.pieces(&whole, has_special)?;
@@ -136,7 +147,9 @@ impl Tokenizer {
                 let bytes = &piece.bytes;
                 (scored.iter()).any(|range| bytes.start < range.end && bytes.end > range.start)
             }
-            Content::PromptAnswer | Content::Text => start.is_some_and(|start| at >= start),
+            Content::PromptAnswer | Content::Text | Content::Image(_) => {
+                start.is_some_and(|start| at >= start)
+            }
         };
         Ok((pieces.into_iter().enumerate())
             .map(|(at, piece)| Marked {
@@ -222,6 +235,18 @@ impl Tokenizer {
         }
         let ids = marked.iter().map(|token| token.piece.id).collect();
         Ok((ids, is_truncated))
+    }
+}
+
+/// Pixels and class of an image of the size that a model reads.
+fn image(example: &TextExample, expected: ImageSize) -> Result<TokenizedExample, TokenizerError> {
+    match &example.form {
+        Content::Image(image) if image.size == expected => Ok(image.tokens()),
+        Content::Image(image) => Err(TokenizerError::ImageSize {
+            expected,
+            got: image.size,
+        }),
+        _ => Err(TokenizerError::TextForImages { size: expected }),
     }
 }
 

@@ -1,6 +1,7 @@
-//! Text to token ids: characters, bytes, or as a model's `tokenizer.json` says.
+//! Text to token ids: characters, bytes, or as a model's `tokenizer.json` says. Images to pixels.
 
 use crate::hugging_face::{Piece, TokenizerFile, TokenizerFileError};
+use crate::images::ImageSize;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -39,6 +40,8 @@ enum Form {
     },
     Bytes,
     File(TokenizerFile),
+    /// The pixels of an image of this size are its tokens, and behind them its class.
+    Images(ImageSize),
 }
 
 /// How a tokeniser stands in files.
@@ -51,6 +54,9 @@ enum StoredTokenizer {
     },
     File {
         tokenizer_json: String,
+    },
+    Images {
+        images: ImageSize,
     },
 }
 
@@ -68,6 +74,7 @@ impl From<Tokenizer> for StoredTokenizer {
             Form::File(file) => Self::File {
                 tokenizer_json: file.json().to_owned(),
             },
+            Form::Images(images) => Self::Images { images },
         }
     }
 }
@@ -81,6 +88,7 @@ impl TryFrom<StoredTokenizer> for Tokenizer {
             StoredTokenizer::File { tokenizer_json } => Self {
                 form: Form::File(TokenizerFile::parse(tokenizer_json)?),
             },
+            StoredTokenizer::Images { images } => Self::of_images(images),
         })
     }
 }
@@ -110,19 +118,34 @@ impl Tokenizer {
         })
     }
 
+    /// What reads images of this size instead of texts.
+    pub fn of_images(size: ImageSize) -> Self {
+        Self {
+            form: Form::Images(size),
+        }
+    }
+
+    /// The size of the images that it reads, if it reads images.
+    pub fn image_size(&self) -> Option<ImageSize> {
+        match self.form {
+            Form::Images(size) => Some(size),
+            Form::Characters { .. } | Form::Bytes | Form::File(_) => None,
+        }
+    }
+
     /// The text of its `tokenizer.json`, if it came from one.
     pub fn json(&self) -> Option<&str> {
         match &self.form {
             Form::File(file) => Some(file.json()),
-            Form::Characters { .. } | Form::Bytes => None,
+            Form::Characters { .. } | Form::Bytes | Form::Images(_) => None,
         }
     }
 
-    /// Number of different tokens: the largest id and 1.
+    /// Number of different tokens: the largest id and 1; of images the values of a pixel.
     pub fn vocabulary_size(&self) -> usize {
         match &self.form {
             Form::Characters { characters, .. } => characters.len(),
-            Form::Bytes => 256,
+            Form::Bytes | Form::Images(_) => 256,
             Form::File(file) => file.size(),
         }
     }
@@ -130,7 +153,8 @@ impl Tokenizer {
     /// The token ids of a text.
     ///
     /// # Errors
-    /// A character that is not in the vocabulary; a text that a tokeniser from a file refuses.
+    /// A character that is not in the vocabulary; a text that a tokeniser from a file refuses; any
+    /// text where images are read.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match &self.form {
             Form::Bytes => Ok(text.bytes().map(u32::from).collect()),
@@ -143,10 +167,12 @@ impl Tokenizer {
                 })
                 .collect(),
             Form::File(file) => Ok(file.encode(text)?),
+            Form::Images(size) => Err(TokenizerError::TextForImages { size: *size }),
         }
     }
 
-    /// The text of token ids; ids that are not in the vocabulary become U+FFFD or nothing.
+    /// The text of token ids; ids that are not in the vocabulary become U+FFFD or nothing. Pixels
+    /// and classes become their numbers.
     pub fn decode(&self, tokens: &[u32]) -> String {
         match &self.form {
             Form::Bytes => {
@@ -161,6 +187,10 @@ impl Tokenizer {
                 .map(|&t| *characters.get(t as usize).unwrap_or(&'\u{FFFD}'))
                 .collect(),
             Form::File(file) => file.decode(tokens),
+            Form::Images(_) => {
+                let numbers: Vec<String> = tokens.iter().map(u32::to_string).collect();
+                numbers.join(" ")
+            }
         }
     }
 
@@ -187,6 +217,7 @@ impl Tokenizer {
                     .collect())
             }
             Form::File(file) => Ok(file.pieces(text, has_special)?),
+            Form::Images(size) => Err(TokenizerError::TextForImages { size: *size }),
         }
     }
 }
@@ -194,6 +225,23 @@ impl Tokenizer {
 /// Why a text cannot be tokenised.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizerError {
+    /// A text where images are read.
+    #[error("it is a text, and the model reads images of {size} pixels")]
+    TextForImages {
+        /// Size of the images.
+        size: ImageSize,
+    },
+    /// An image where texts are read.
+    #[error("it is an image, and the model reads texts")]
+    ImageForTexts,
+    /// An image of another size.
+    #[error("it has {got} pixels, and the model reads images of {expected}")]
+    ImageSize {
+        /// What the model reads.
+        expected: ImageSize,
+        /// Size of the image.
+        got: ImageSize,
+    },
     /// A character that is not in the vocabulary.
     #[error(
         "the character {character:?} is not in the vocabulary; use tokenizer = \"byte\" to allow any text"

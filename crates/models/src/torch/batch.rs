@@ -1,7 +1,8 @@
 //! Examples as tensors, and the losses of the test examples.
 
 use super::model::Model;
-use super::transformer::{Extras, Prefix, Transformer, to_vec};
+use super::network::{Network, NetworkBatch};
+use super::transformer::{Prefix, Transformer, to_vec};
 use crate::decoder::Structure;
 use crate::settings::{TokenizedExample, TokensError};
 use crate::weights::Architecture;
@@ -370,38 +371,63 @@ impl EvaluationSet {
     ///
     /// # Errors
     /// An example that the model cannot read, with its index.
-    pub fn evaluate(&self, model: &Transformer) -> Result<Evaluation, (usize, TokensError)> {
+    pub fn evaluate(&self, model: &Network) -> Result<Evaluation, (usize, TokensError)> {
         self.check(model.architecture())?;
-        Ok(self.prepare(Place::of(model)).evaluate(model))
+        Ok(self.prepare(model).evaluate(model))
     }
 
     /// The tensors of all batches, made once for many evaluations. The examples are checked.
-    pub(super) fn prepare(&self, place: Place) -> PreparedEvaluation {
-        let prepare_group = |group: &Group| {
-            let pick =
-                |ids: &Vec<usize>| ids.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
-            let first = &self.examples[group.batches[0][0]];
-            let shared = TokenizedExample {
-                tokens: first.tokens[..group.prefix + 1].to_vec(),
-                answer_start: group.prefix,
-                ..TokenizedExample::default()
-            };
-            PreparedGroup {
-                prefix: (group.prefix > 0).then(|| Batch::new(&[&shared], 0, place)),
-                batches: (group.batches.iter())
-                    .map(|ids| (Batch::new(&pick(ids), group.prefix, place), ids.clone()))
-                    .collect(),
+    pub(super) fn prepare(&self, model: &Network) -> PreparedEvaluation {
+        let groups = match model {
+            Network::Transformer(model) => {
+                let place = Place::of(model);
+                let prepare = |group: &Group| self.prepare_texts(group, place);
+                match place.structure {
+                    Structure::Causal => self.groups.iter().map(prepare).collect(),
+                    Structure::EncoderDecoder { .. } | Structure::Classifier => {
+                        self.unshared().map(|group| prepare(&group)).collect()
+                    }
+                }
             }
-        };
-        let groups = match place.structure {
-            Structure::Causal => self.groups.iter().map(prepare_group).collect(),
-            Structure::EncoderDecoder { .. } | Structure::Classifier => {
-                self.unshared().map(|g| prepare_group(&g)).collect()
-            }
+            // Images begin alike, too, but what they share is not computed once.
+            Network::Images(_) => vec![self.prepare_whole(model)],
         };
         PreparedEvaluation {
             count: self.len(),
             groups,
+        }
+    }
+
+    fn pick(&self, ids: &[usize]) -> Vec<&TokenizedExample> {
+        ids.iter().map(|&id| &self.examples[id]).collect()
+    }
+
+    fn prepare_texts(&self, group: &Group, place: Place) -> PreparedGroup {
+        let first = &self.examples[group.batches[0][0]];
+        let shared = TokenizedExample {
+            tokens: first.tokens[..group.prefix + 1].to_vec(),
+            answer_start: group.prefix,
+            ..TokenizedExample::default()
+        };
+        let batch = |ids: &Vec<usize>| {
+            let batch = Batch::new(&self.pick(ids), group.prefix, place);
+            (NetworkBatch::Texts(Box::new(batch)), ids.clone())
+        };
+        PreparedGroup {
+            prefix: (group.prefix > 0).then(|| Batch::new(&[&shared], 0, place)),
+            batches: group.batches.iter().map(batch).collect(),
+        }
+    }
+
+    /// All examples in their order, nothing shared.
+    fn prepare_whole(&self, model: &Network) -> PreparedGroup {
+        let ids: Vec<usize> = (0..self.len()).collect();
+        let batches = ids.chunks(self.batch_size);
+        PreparedGroup {
+            prefix: None,
+            batches: batches
+                .map(|ids| (model.batch(&self.pick(ids)), ids.to_vec()))
+                .collect(),
         }
     }
 
@@ -505,12 +531,12 @@ pub(super) struct PreparedEvaluation {
 
 struct PreparedGroup {
     prefix: Option<Batch>,
-    batches: Vec<(Batch, Vec<usize>)>,
+    batches: Vec<(NetworkBatch, Vec<usize>)>,
 }
 
 impl PreparedEvaluation {
     /// The losses of all examples, without gradients.
-    pub(super) fn evaluate(&self, model: &Transformer) -> Evaluation {
+    pub(super) fn evaluate(&self, model: &Network) -> Evaluation {
         let mut evaluation = Evaluation {
             test_ids: None,
             losses: vec![0.0; self.count],
@@ -518,7 +544,10 @@ impl PreparedEvaluation {
         };
         tch::no_grad(|| {
             for group in &self.groups {
-                let prefix = group.prefix.as_ref().map(|batch| model.prefix(batch));
+                let prefix = match (model, &group.prefix) {
+                    (Network::Transformer(model), Some(batch)) => Some(model.prefix(batch)),
+                    _ => None,
+                };
                 for (batch, ids) in &group.batches {
                     evaluate_batch(model, batch, prefix.as_ref(), ids, &mut evaluation);
                 }
@@ -529,17 +558,13 @@ impl PreparedEvaluation {
 }
 
 fn evaluate_batch(
-    model: &Transformer,
-    batch: &Batch,
+    model: &Network,
+    batch: &NetworkBatch,
     prefix: Option<&Prefix>,
     ids: &[usize],
     evaluation: &mut Evaluation,
 ) {
-    let extras = Extras {
-        prefix,
-        ..Extras::default()
-    };
-    let outputs = model.outputs_with(batch, extras);
+    let outputs = model.outputs_behind(batch, prefix);
     let position_losses = outputs.position_losses();
     let mean =
         |values: &Tensor| to_vec(&(values * &outputs.weights).sum_dim_intlist(1, false, None));
@@ -558,7 +583,7 @@ mod tests {
     use crate::torch::test_support::checkpoint;
     use crate::weights::Weights;
 
-    fn model() -> Transformer {
+    fn model() -> Network {
         let settings = ModelSettings {
             layers: 3,
             heads: 2,
@@ -567,7 +592,7 @@ mod tests {
             ..ModelSettings::default()
         };
         let architecture = Architecture::new(settings, 10).unwrap();
-        Transformer::with_kind(
+        Network::with_kind(
             &Weights::random(&architecture, 2),
             Device::Cpu,
             Kind::Double,
@@ -636,11 +661,11 @@ mod tests {
             // Reads in both directions, so that nothing may be shared.
             "t5",
         ] {
-            let model = Transformer::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
+            let model = Network::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
             let together = set.evaluate(&model).unwrap();
             for (k, example) in examples.iter().enumerate() {
-                let batch = Batch::new(&[example], 0, Place::of(&model));
-                let alone = model.losses(&batch, Extras::default()).double_value(&[0]);
+                let batch = model.batch(&[example]);
+                let alone = model.outputs(&batch, None).losses().double_value(&[0]);
                 let difference = f64::from(together.losses[k]) - alone;
                 assert!(difference.abs() < 1e-6, "{folder} {k}: {difference}");
             }

@@ -1,6 +1,7 @@
 //! Small models and examples for tests.
 
 use super::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
+use crate::images::{Image, ImageArchitecture, ImageKind, ImageSettings, ImageSize};
 use crate::settings::{ModelSettings, TokenizedExample};
 use crate::trainable::{Ia3Settings, LoraSettings, Trainable};
 use crate::weights::{Architecture, Weights};
@@ -65,12 +66,63 @@ fn partly_trained() -> Vec<Weights> {
     ]
 }
 
-/// Our own models, checkpoints, and some of each of which not all parameters are trained.
+/// Our own models, checkpoints, and some of each of which not all parameters are trained; networks
+/// on images.
 pub(super) fn all_weights() -> Vec<Weights> {
     let mut all = vec![weights(true), weights(false)];
     all.extend(CHECKPOINTS.map(checkpoint));
     all.extend(partly_trained());
+    all.extend(image_networks());
     all
+}
+
+/// Size of the images of [`image_networks`]: halved twice, with a column that pooling leaves out.
+const IMAGE: ImageSize = ImageSize {
+    rows: 6,
+    columns: 5,
+};
+
+/// A network on images.
+pub(super) fn image_network(channels: &[u32], hidden: &[u32]) -> Weights {
+    let settings = ImageSettings {
+        channels: channels.to_vec(),
+        hidden: hidden.to_vec(),
+        kernel: 3,
+        mean: 0.4,
+        standard_deviation: 0.3,
+    };
+    assert_eq!(settings.kind() == ImageKind::Mlp, channels.is_empty());
+    let architecture = ImageArchitecture::new(settings, IMAGE, 4).unwrap();
+    let weights = Weights::random(&Architecture::of_images(architecture), 5);
+    // Not at the start, where biases are 0.
+    moved(weights)
+}
+
+/// Networks on images, some of which are trained in part.
+fn image_networks() -> Vec<Weights> {
+    let cnn = || image_network(&[2, 3], &[5]);
+    let only = |trainable| cnn().with_trainable(trainable).unwrap();
+    vec![
+        cnn(),
+        image_network(&[], &[5, 4]),
+        only(Trainable::Bitfit),
+        only(Trainable::LastLayers { layers: 3 }),
+    ]
+}
+
+/// Examples that a model can read.
+pub(super) fn examples_of(weights: &Weights, count: usize, seed: usize) -> Vec<TokenizedExample> {
+    if weights.architecture().images().is_none() {
+        let classes = weights.architecture().decoder().labels.len() as u32;
+        return examples_with_classes(examples(count, seed), classes);
+    }
+    let pixel = |i: usize, p: usize| ((i * 89 + seed * 31 + p * p * 57 + p * 13) % 256) as u8;
+    let image = |i: usize| Image {
+        size: IMAGE,
+        pixels: (0..IMAGE.pixels()).map(|p| pixel(i, p)).collect(),
+        class: ((i + seed) % 4) as u32,
+    };
+    (0..count).map(|i| image(i).tokens()).collect()
 }
 
 /// Checkpoints with, between them, every kind of norm, position, projection and MLP.
@@ -85,10 +137,8 @@ const CHECKPOINTS: [&str; 8] = [
     "bert",
 ];
 
-/// The examples below as a model can read them: of a classifier the last token is a class.
-pub(super) fn examples_for(weights: &Weights, count: usize, seed: usize) -> Vec<TokenizedExample> {
-    let mut all = examples(count, seed);
-    let classes = weights.architecture().decoder().labels.len() as u32;
+/// The same texts for a model with so many classes, if it has some: then the last token is a class.
+fn examples_with_classes(mut all: Vec<TokenizedExample>, classes: u32) -> Vec<TokenizedExample> {
     for example in all.iter_mut().filter(|_| classes > 0) {
         let last = example.tokens.len() - 1;
         example.tokens[last] %= classes;
@@ -98,7 +148,7 @@ pub(super) fn examples_for(weights: &Weights, count: usize, seed: usize) -> Vec<
     all
 }
 
-/// Examples that all but classifiers can read.
+/// Examples that all models of texts but classifiers can read.
 pub(super) fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
     let example = |i: usize| {
         let length = 4 + (i * 5 + seed) % 8;

@@ -178,11 +178,6 @@ impl Transformer {
         }
     }
 
-    /// Each example's mean negative log-likelihood per answer token, `[examples]`.
-    pub(super) fn losses(&self, batch: &Batch, extras: Extras) -> Tensor {
-        self.outputs_with(batch, extras).losses()
-    }
-
     /// Keys and values of a sequence that others start with.
     pub(super) fn prefix(&self, batch: &Batch) -> Prefix {
         let mut layers = Vec::new();
