@@ -151,7 +151,7 @@ impl<'a> Run<'a> {
         // The number of threads is the process's for some of LibTorch's parts and this thread's
         // for others, so that every run sets it.
         tch::set_num_threads(settings.threads as i32);
-        let model = Network::new(base, device);
+        let model = Network::new(base, device).with_precision(settings.precision);
         let decayed = model.decayed(settings.weight_decay_groups);
         Self {
             base,
@@ -221,14 +221,25 @@ impl<'a> Run<'a> {
         let parts = members.chunks(size).zip(shares.chunks(size));
         let mut dropout = model.dropout_of_step(self.seed, self.step);
         let mut batch_losses = Vec::new();
-        let losses = parts.map(|(members, shares)| {
-            let losses = model.training_losses(&batch(model, members), dropout.as_mut());
-            batch_losses.extend(to_vec(&losses));
+        let parts = parts.map(|(members, shares)| {
             let shares = Tensor::from_slice(shares).to_device(model.device());
-            losses.dot(&shares.to_kind(model.kind()))
+            (batch(model, members), shares.to_kind(model.kind()))
         });
         let clip = self.settings.gradient_clip;
-        let gradient_norm = self.updater.update_sum(model, losses, clip, rate);
+        let gradient_norm = if self.settings.activation_checkpointing {
+            for (batch, shares) in parts {
+                let losses = model.accumulate(&batch, &shares, dropout.as_mut());
+                batch_losses.extend(to_vec(&losses));
+            }
+            self.updater.update_accumulated(model, clip, rate)
+        } else {
+            let losses = parts.map(|(batch, shares)| {
+                let losses = model.training_losses(&batch, dropout.as_mut());
+                batch_losses.extend(to_vec(&losses));
+                losses.dot(&shares)
+            });
+            self.updater.update_sum(model, losses, clip, rate)
+        };
         Update {
             batch_losses,
             gradient_norm: gradient_norm as f32,
@@ -269,6 +280,7 @@ pub fn fine_tune(
     resume: Option<&Artifact>,
 ) -> Result<Weights, TrainingError> {
     settings.check()?;
+    settings.check_for(base.architecture())?;
     check_input(base.architecture(), train, test, curriculum)?;
     let mut run = Run::new(base, settings, seed, device.open()?);
     let evaluation = Evaluations::new(test, settings, &run.model);
