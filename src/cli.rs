@@ -72,8 +72,9 @@ pub struct PlanArgs {
     /// Where the plan goes (Parquet: run, seed, design, … and the columns of `steps`).
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The task's examples, where the task file reads a table.
-    #[arg(long, value_name = "FILE")]
+    /// The task's examples, where the task file reads a table; of images the folder that they are
+    /// looked for in.
+    #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Which runs next? Chooses those that make the answers to questions surest, after what this
     /// run set has recorded.
@@ -112,13 +113,14 @@ pub struct PlanArgs {
 /// Arguments of `preview`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  simfluence preview my_task.toml --data my_data.parquet\n  simfluence preview my_task.toml --test --examples 20 --format json\n\nTokens that carry loss stand in brackets (in a terminal in colour), the others between bars. No weights are read and nothing is trained."
+    after_help = "Examples:\n  simfluence preview my_task.toml --data my_data.parquet\n  simfluence preview my_task.toml --test --examples 20 --format json\n\nTokens that carry loss stand in brackets (in a terminal in colour), the others between bars; images are drawn. No weights are read and nothing is trained."
 )]
 pub struct PreviewArgs {
     /// Task file (TOML).
     pub task: PathBuf,
-    /// The task's examples, where the task file reads a table.
-    #[arg(long, value_name = "FILE")]
+    /// The task's examples, where the task file reads a table; of images the folder that they are
+    /// looked for in.
+    #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// How many examples to show, from the first on.
     #[arg(long, default_value_t = 3)]
@@ -142,8 +144,9 @@ pub struct RecordArgs {
     /// Folder of the run set; made if it is not there.
     #[arg(long, value_name = "RUN_SET")]
     pub out: PathBuf,
-    /// The task's examples, where the task file reads a table.
-    #[arg(long, value_name = "FILE")]
+    /// The task's examples, where the task file reads a table; of images the folder that they are
+    /// looked for in.
+    #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Record the runs of this plan instead of those of the task's own design.
     #[arg(long, value_name = "FILE")]
@@ -326,6 +329,16 @@ pub struct DatasetsArgs {
     /// columns of numbers): learned datasets take up never recorded examples by them.
     #[arg(long, value_name = "FILE")]
     pub features: Option<PathBuf>,
+}
+
+impl DatasetsArgs {
+    /// Fails if something is set, where no optimizer-dynamics is fitted; `because` says why not.
+    pub fn refuse(&self, because: &str) -> anyhow::Result<()> {
+        if self.datasets == DatasetsArg::Auto && self.features.is_none() {
+            return Ok(());
+        }
+        anyhow::bail!("--datasets and --features are for fitting optimizer-dynamics, but {because}")
+    }
 }
 
 /// What a fit minimises.

@@ -218,7 +218,9 @@ fn fit_all(
             "--ablate shows what the ingredients of optimizer-dynamics are worth: name it with --methods, too"
         );
     }
-    if wants(args, method, true) {
+    if !wants(args, method, true) {
+        args.datasets.refuse("--methods does not name it")?;
+    } else {
         match fit_dynamics(args, open, &split.train, progress) {
             Ok(rows) => fitted.extend(rows),
             Err(error) if !is_named(args, method) => left_out(method, &error),

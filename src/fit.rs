@@ -167,6 +167,9 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
 
 /// Fits what the arguments ask for; `--out` is not looked at.
 pub fn fit(args: &FitArgs, progress: &dyn Progress) -> Result<(Artifact, Report)> {
+    if args.method != FitMethod::OptimizerDynamics {
+        args.datasets.refuse("--method is another")?;
+    }
     let open = OpenRuns::read(&args.run_set)?;
     let split = open.split(&args.split)?;
     let (train_keys, test_keys) = (

@@ -1,6 +1,7 @@
 //! The models that a run set keeps: the base model and the checkpoints of its runs.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use simfluence_core::Artifact;
 use simfluence_models::Weights;
 use simfluence_recorder::{RunSet, read_artifact};
 use std::path::{Path, PathBuf};
@@ -10,12 +11,26 @@ pub fn base_model_path(set: &RunSet) -> PathBuf {
     set.path().join("base_model.safetensors")
 }
 
-/// The parameters in a checkpoint, with or without an optimiser's state.
-pub fn weights_in(path: &Path) -> Result<Weights> {
+/// The base model of a run set, with whatever else its file says.
+pub fn base_model(set: &RunSet) -> Result<(Weights, Artifact)> {
+    let path = base_model_path(set);
+    if !path.exists() {
+        bail!(
+            "{} has no base model ({}); its runs were not recorded by `simfluence record`, so they cannot be trained again here",
+            set.path().display(),
+            path.display()
+        );
+    }
+    let artifact = read_artifact(&path)?;
+    let weights = Weights::from_artifact(&artifact);
+    let weights = weights.with_context(|| format!("{}", path.display()))?;
+    Ok((weights, artifact))
+}
+
+/// The model in a checkpoint of a run, with or without an optimiser's state; parameters that are
+/// not trained come from the base model.
+pub fn weights_in(set: &RunSet, path: &Path) -> Result<Weights> {
     let artifact = read_artifact(path)?;
-    let weights = match artifact.metadata.get("kind").map(String::as_str) {
-        Some("training_state") => Weights::from_training_state(&artifact),
-        _ => Weights::from_artifact(&artifact),
-    };
-    weights.with_context(|| format!("{}", path.display()))
+    let base = || base_model(set).map(|(weights, _)| weights);
+    Weights::from_checkpoint(&artifact, base).with_context(|| format!("{}", path.display()))
 }

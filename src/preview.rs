@@ -1,4 +1,4 @@
-//! `simfluence preview`: the tokens of a task's examples, and which of them carry loss.
+//! `simfluence preview`: the tokens of a task's examples, and which of them carry loss; images.
 
 use crate::cli::{Format, PreviewArgs};
 use anyhow::Result;
@@ -11,7 +11,7 @@ use std::io::{IsTerminal, Write};
 #[derive(Debug, Serialize)]
 struct Answer {
     task: String,
-    /// Most tokens of an example: the model's context and the last one, which is never read.
+    /// Most tokens of an example.
     most_tokens: usize,
     train: Summary,
     test: Summary,
@@ -43,6 +43,9 @@ struct Shown {
     ids: Vec<u32>,
     /// Weight of each token in the example's loss; they sum to 1.
     weights: Vec<f64>,
+    /// Pixels in a row, if it is an image.
+    #[serde(skip)]
+    row: Option<usize>,
 }
 
 /// Runs the subcommand.
@@ -54,7 +57,7 @@ pub fn run(args: &PreviewArgs) -> Result<()> {
     };
     let answer = Answer {
         task: prepared.task.name.clone(),
-        most_tokens: prepared.context + 1,
+        most_tokens: prepared.reading.most_tokens(),
         train: summary(&prepared.train_tokens, prepared.truncated.train),
         test: summary(&prepared.test_tokens, prepared.truncated.test),
         shown,
@@ -96,6 +99,7 @@ fn show(prepared: &PreparedTask, examples: &Examples, tokens: &[TokenizedExample
                 tokens: texts(&prepared.tokenizer, &tokenized.tokens),
                 ids: tokenized.tokens.clone(),
                 weights,
+                row: (prepared.tokenizer.image_size()).map(|size| size.columns as usize),
             }
         })
         .collect()
@@ -165,9 +169,29 @@ fn write_table(answer: &Answer, is_coloured: bool, out: &mut impl Write) -> Resu
             example.tokens.len(),
             with_loss.count()
         )?;
-        writeln!(out, "{}", line(example, is_coloured))?;
+        match example.row {
+            Some(row) => write!(out, "{}", picture(example, row))?,
+            None => writeln!(out, "{}", line(example, is_coloured))?,
+        }
     }
     Ok(())
+}
+
+/// Brightness from dark to light.
+const SHADES: [char; 10] = [' ', '.', ':', '-', '=', '+', '*', '#', '%', '@'];
+
+/// An image of so many pixels in a row, two characters each, and its class in brackets.
+fn picture(example: &Shown, row: usize) -> String {
+    let (class, pixels) = example.ids.split_last().expect("an image has a class");
+    let mut picture = String::new();
+    for pixels in pixels.chunks(row) {
+        for &pixel in pixels {
+            let shade = SHADES[(pixel as usize * SHADES.len() / 256).min(SHADES.len() - 1)];
+            picture.extend([shade, shade]);
+        }
+        picture.push('\n');
+    }
+    picture + &format!("[{class}]\n")
 }
 
 /// Tokens with loss in brackets, or bold green; the others end with a bar.
@@ -195,7 +219,21 @@ fn escaped(token: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Shown, line};
+    use super::{Shown, line, picture};
+
+    #[test]
+    fn images_are_drawn_with_their_class_behind_them() {
+        let example = Shown {
+            id: 0,
+            key: "k".into(),
+            dataset: "d".into(),
+            tokens: Vec::new(),
+            ids: vec![0, 128, 255, 30, 7],
+            weights: vec![0.0, 0.0, 0.0, 0.0, 1.0],
+            row: Some(2),
+        };
+        assert_eq!(picture(&example, 2), "  ++\n@@..\n[7]\n");
+    }
 
     #[test]
     fn tokens_with_loss_stand_in_brackets_and_line_ends_are_shown() {
@@ -206,6 +244,7 @@ mod tests {
             tokens: ["what", " is", "\n", " it"].map(str::to_owned).to_vec(),
             ids: vec![1, 2, 3, 4],
             weights: vec![0.0, 0.0, 0.5, 0.5],
+            row: None,
         };
         assert_eq!(line(&example, false), "what| is|[\\n][ it]");
         let coloured = line(&example, true);

@@ -443,9 +443,8 @@ mod recording {
                 return Ok(());
             };
             let artifact = read_artifact(&path)?;
-            let weights = Weights::from_training_state(&artifact)?;
             self.recorder
-                .save_checkpoint(step, &weights.to_artifact())?;
+                .save_checkpoint(step, &Weights::without_optimizer(artifact)?)?;
             Ok(())
         }
     }

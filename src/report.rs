@@ -22,6 +22,9 @@ const CONTRASTS: [(&str, &str); 4] = [
     ("right-in-prompt", "wrong-in-prompt"),
 ];
 
+/// Test images whose training images are there at several levels of noise.
+const IMAGE: &str = "image";
+
 /// Kinds of queries whose influences are told apart by the kind of the training sequence, each
 /// with the sequences that hold the phrases in the query's order.
 const QUERIES: [(&str, &str); 2] = [("query", "ordered"), ("query-flipped", "flipped")];
@@ -88,6 +91,13 @@ fn report(scores: &Scores, set: &RunSet, args: &ReportArgs) -> Result<Report> {
     let mut kinds = Vec::new();
     for (query, reference) in QUERIES.into_iter().filter(|(query, _)| has(query)) {
         let found = influence_by_kind(scores, train, test, query, reference, &settings)?;
+        kinds.push(found);
+    }
+    if has(IMAGE) {
+        // Levels of noise, against the first.
+        let (levels, _) = train.groups("kind");
+        let first = levels.first().context("there is no training example")?;
+        let found = influence_by_kind(scores, train, test, IMAGE, first, &settings)?;
         kinds.push(found);
     }
     Ok(Report {
@@ -190,10 +200,7 @@ fn print(scores: &Scores, report: &Report) {
         print!("{}", contrasts_text(&report.contrasts));
     }
     for kinds in &report.kinds {
-        println!(
-            "\nInfluence on {} by kind of training sequence",
-            kinds.query
-        );
+        println!("\nInfluence on {} by kind of training example", kinds.query);
         print!("{}", kinds.text());
     }
     for extremes in &report.extremes {

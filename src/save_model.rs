@@ -19,7 +19,7 @@ pub fn run(args: &SaveModelArgs) -> Result<()> {
         bail!("{}: the folder is not empty", out.display());
     }
     let (step, path) = checkpoint_at(&set, &args.run, args.step)?;
-    let weights = weights_in(&path)?;
+    let weights = weights_in(&set, &path)?;
     let in_file = || format!("{}", path.display());
     if let Trainable::Lora(_) | Trainable::Ia3(_) = weights.architecture().trainable() {
         hugging_face::save_adapter(&weights, out).with_context(in_file)?;

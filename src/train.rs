@@ -1,13 +1,14 @@
 //! What `record`, `attribute` and `whatif --verify` share: the base model of a run set, and
 //! fine-tuning from it.
 
-use crate::kept_models::base_model_path;
+use crate::kept_models::{base_model, base_model_path};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
 use simfluence_models::{
-    Architecture, Device, EvaluationSet, FineTuning, FolderSettings, ModelChoice, ModelSettings,
-    PreparedTask, TextExample, TokenizedExample, Tokenizer, TrainingSettings, Weights, pretrain,
+    Architecture, Device, EvaluationSet, FineTuning, FolderSettings, ModelChoice, PreparedTask,
+    TextExample, TokenizedExample, Tokenizer, TrainingSettings, Weights, pretrain,
+    pretrain_on_images,
 };
 use simfluence_recorder::{RunSet, read_artifact, write_artifact};
 use std::path::{Path, PathBuf};
@@ -27,18 +28,9 @@ pub struct BaseModel {
 impl BaseModel {
     /// Reads the base model of a run set.
     pub fn load(set: &RunSet) -> Result<Self> {
-        let path = base_model_path(set);
-        if !path.exists() {
-            bail!(
-                "{} has no base model ({}); its runs were not recorded by `simfluence record`, so they cannot be trained again here",
-                set.path().display(),
-                path.display()
-            );
-        }
-        let artifact = read_artifact(&path)?;
-        let in_file = || format!("{}", path.display());
-        let weights = Weights::from_artifact(&artifact).with_context(in_file)?;
-        let tokenizer: Tokenizer = artifact.json("tokenizer").with_context(in_file)?;
+        let (weights, artifact) = base_model(set)?;
+        let tokenizer = artifact.json("tokenizer");
+        let tokenizer = tokenizer.with_context(|| format!("{}", base_model_path(set).display()))?;
         Ok(Self { weights, tokenizer })
     }
 
@@ -50,27 +42,23 @@ impl BaseModel {
         device: Device,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        match &prepared.task.model {
-            ModelChoice::Settings(settings) => {
-                Self::load_or_pretrain(set, prepared, *settings, device, progress)
-            }
-            ModelChoice::Folder(settings) => {
-                let folder = prepared.task.model_folder().expect("a folder has a path");
-                Self::load_or_take(set, prepared, &folder, settings)
-            }
+        if let ModelChoice::Folder(settings) = &prepared.task.model {
+            let folder = prepared.task.model_folder().expect("a folder has a path");
+            return Self::load_or_take(set, prepared, &folder, settings);
         }
+        let architecture = prepared.architecture()?;
+        let architecture = architecture.context("the model is no folder")?;
+        Self::load_or_pretrain(set, prepared, &architecture, device, progress)
     }
 
     fn load_or_pretrain(
         set: &RunSet,
         prepared: &PreparedTask,
-        settings: ModelSettings,
+        architecture: &Architecture,
         device: Device,
         progress: &dyn Progress,
     ) -> Result<Self> {
         let task = &prepared.task;
-        let vocabulary = prepared.tokenizer.vocabulary_size() as u32;
-        let architecture = Architecture::new(settings, vocabulary)?;
         let adapted = architecture
             .clone()
             .with_trainable(task.trainable.clone())?;
@@ -90,7 +78,7 @@ impl BaseModel {
             }
             return Ok(model);
         }
-        let weights = pretrain_base(prepared, &architecture, device, progress)?;
+        let weights = pretrain_base(prepared, architecture, device, progress)?;
         let weights = weights.with_trainable(task.trainable.clone())?;
         Self::keep(weights, set, prepared, ("pretraining", provenance))
     }
@@ -142,13 +130,13 @@ impl BaseModel {
 
     /// The examples of a run set as tokens.
     pub fn tokens(&self, examples: &Examples) -> Result<Vec<TokenizedExample>> {
-        let context = self.weights.architecture().decoder().context as usize;
+        let reading = self.weights.architecture().reading();
         examples
             .as_slice()
             .iter()
             .map(|example| {
                 let example = TextExample::from_example(example)?;
-                Ok(self.tokenizer.example(&example, context)?)
+                Ok(self.tokenizer.example(&example, &reading)?)
             })
             .collect()
     }
@@ -178,26 +166,28 @@ fn pretrain_base(
     progress.begin("pre-training steps", u64::from(pretraining.steps));
     let mut recent = 0.0;
     let start_time = Instant::now();
-    let weights = pretrain(
-        &start,
-        &prepared.corpus_tokens,
-        None,
-        &settings,
-        pretraining.seed,
-        device,
-        &mut |_, loss| {
-            recent = if recent == 0.0 {
-                loss
-            } else {
-                0.95 * recent + 0.05 * loss
-            };
-            progress.advance(1);
-            Ok(())
-        },
-    )?;
+    let mut on_step = |_, loss| {
+        recent = if recent == 0.0 {
+            loss
+        } else {
+            0.95 * recent + 0.05 * loss
+        };
+        progress.advance(1);
+        Ok(())
+    };
+    let (seed, on_step) = (pretraining.seed, &mut on_step);
+    let (weights, unit) = if architecture.images().is_some() {
+        let images = &prepared.corpus_examples;
+        let weights = pretrain_on_images(&start, images, &settings, seed, device, on_step)?;
+        (weights, "image")
+    } else {
+        let tokens = &prepared.corpus_tokens;
+        let weights = pretrain(&start, tokens, None, &settings, seed, device, on_step)?;
+        (weights, "token")
+    };
     progress.end();
     eprintln!(
-        "pre-trained in {:.1} min: loss {recent:.3} nats per token at the end",
+        "pre-trained in {:.1} min: loss {recent:.3} nats per {unit} at the end",
         start_time.elapsed().as_secs_f64() / 60.0
     );
     Ok(weights)

@@ -78,6 +78,9 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
 
 /// Answers what the arguments ask; writes nothing.
 pub fn answer(args: &WhatifArgs, progress: &dyn Progress) -> Result<Answered> {
+    if args.simulator.is_some() {
+        args.datasets.refuse("--simulator gives one")?;
+    }
     // A fit needs all runs; a simulator that is there needs none but the edited one.
     let open = match args.simulator {
         Some(_) => OpenRuns::read_one(&args.run_set, &args.run)?,

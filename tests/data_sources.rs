@@ -110,7 +110,7 @@ fn a_preview_shows_which_tokens_of_conversations_carry_loss() {
     let shown = succeed(folder.path(), &["preview", "task.toml", "--examples", "1"]);
     assert!(shown.contains("train: 2 examples of"), "{shown}");
     assert!(
-        shown.contains("\\n]") && shown.contains("s|e|r|"),
+        shown.contains("\\n]") && shown.contains("u|s|er|"),
         "{shown}"
     );
     let csv = succeed(folder.path(), &["preview", "task.toml", "--format", "csv"]);

@@ -39,9 +39,14 @@ const NUMBERS: [&str; 15] = [
 
 /// A task file, its table, and a tiny Llama with a byte-level tokenizer.
 fn task() -> tempfile::TempDir {
+    task_of("text", TASK)
+}
+
+/// The same with another tiny model and a task file for it.
+fn task_of(model: &str, task: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    std::fs::write(path.join("task.toml"), TASK).unwrap();
+    std::fs::write(path.join("task.toml"), task).unwrap();
     let mut table = String::from("number,next,kind\n");
     for (k, pair) in NUMBERS.windows(2).enumerate() {
         let kind = if k % 2 == 0 { "odd" } else { "even" };
@@ -49,7 +54,8 @@ fn task() -> tempfile::TempDir {
     }
     std::fs::write(path.join("table.csv"), table).unwrap();
     std::fs::create_dir(path.join("model")).unwrap();
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/models/tests/data/text");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/models/tests/data");
+    let data = data.join(model);
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(data.join(name), path.join("model").join(name)).unwrap();
     }
@@ -73,7 +79,27 @@ fn losses(folder: &Path, run_set: &str, run: &str) -> Vec<u32> {
 
 #[test]
 fn a_model_folder_is_recorded_attributed_edited_and_verified() {
-    let folder = task();
+    check_main_job("text", TASK, "model.layers.1.mlp.gate_proj");
+}
+
+/// Prompt and answer as the texts of an encoder and a decoder.
+fn t5_task() -> String {
+    TASK.replace(" Answer:\"", "\"")
+        .replace("\" {next}.\"", "\"{kind}\"")
+}
+
+#[test]
+fn an_encoder_with_a_decoder_is_recorded_attributed_edited_and_verified() {
+    check_main_job(
+        "t5_text",
+        &t5_task(),
+        "decoder.block.1.layer.1.EncDecAttention.v",
+    );
+}
+
+/// Record, attribute by every method, edit, verify, save, train again, leave out.
+fn check_main_job(model: &str, task: &str, layer: &str) {
+    let folder = task_of(model, task);
     let path = folder.path();
     let record = [
         "record",
@@ -99,11 +125,9 @@ fn a_model_folder_is_recorded_attributed_edited_and_verified() {
         losses(path, "runs", "train-001"),
         losses(path, "again", "train-001")
     );
-    let first = losses(path, "runs", "train-001");
-    let (start, end) = (
-        f32::from_bits(first[0]),
-        f32::from_bits(first[first.len() - 4]),
-    );
+    let all = losses(path, "runs", "train-001");
+    let sum = |row: &[u32]| row.iter().map(|&bits| f32::from_bits(bits)).sum::<f32>();
+    let (start, end) = (sum(&all[..4]), sum(&all[all.len() - 4..]));
     assert!(end < start, "{start} {end}");
 
     // The run set keeps the model: nothing below reads the folder.
@@ -133,7 +157,7 @@ fn a_model_folder_is_recorded_attributed_edited_and_verified() {
     );
     let report = ["report", "runs", "runs/scores/graddot.safetensors"];
     let layers = json(path, &report)["layers"].to_string();
-    assert!(layers.contains("model.layers.1.mlp.gate_proj"), "{layers}");
+    assert!(layers.contains(layer), "{layers}");
 
     // An edit that changes nothing, really retrained: the recorded run, bit for bit.
     let whatif = ["whatif", "runs", "--run", "ordinary-000", "--verify"];
@@ -172,7 +196,7 @@ fn a_model_folder_is_recorded_attributed_edited_and_verified() {
     assert!(fail(path, &other).contains("there are some after: 3, 6"));
     std::fs::write(
         path.join("again.toml"),
-        TASK.replace("\"model\"", "\"saved\""),
+        task.replace("\"model\"", "\"saved\""),
     )
     .unwrap();
     let again = [
@@ -229,6 +253,12 @@ fn attribution_follows_the_parameters_that_are_trained() {
         let info: Value = serde_json::from_slice(&info).unwrap();
         let trained = info["trainable_parameters"].as_u64().unwrap();
         assert!(0 < trained && trained < whole, "{name}: {trained}");
+        let size = |file: &str| std::fs::metadata(path.join(name).join(file)).unwrap().len();
+        let checkpoint = size("runs/train-000/checkpoints/step-000006.safetensors");
+        assert!(
+            checkpoint < size("base_model.safetensors"),
+            "{name}: {checkpoint}"
+        );
         let save = [
             "save-model",
             name,
@@ -296,6 +326,49 @@ fn attribution_follows_the_parameters_that_are_trained() {
             "train-000",
         ],
     );
+    assert!(message.contains("bitfit trains biases"), "{message}");
+}
+
+#[test]
+fn what_an_encoder_with_a_decoder_cannot_learn_from_is_refused() {
+    let folder = task_of("t5_text", &t5_task());
+    let path = folder.path();
+    let preview = json(path, &["preview", "task.toml", "--examples", "1"]);
+    let shown = &preview["examples"][0];
+    let (ids, weights) = (
+        shown["ids"].as_array().unwrap(),
+        shown["weights"].as_array().unwrap(),
+    );
+    // Both texts end with the end token; the answer alone carries loss.
+    let start = weights.iter().position(|w| w.as_f64() > Some(0.0)).unwrap();
+    assert_eq!(
+        (&ids[start - 1], &ids[ids.len() - 1]),
+        (&1.into(), &1.into())
+    );
+    assert!(weights[start..].iter().all(|w| w.as_f64() > Some(0.0)));
+    for (from, to) in [
+        ("answer = \"{kind}\"", "answer = \"{kind}\"\nloss = \"all\""),
+        (
+            "prompt = \"Question: what follows {number}?\"\nanswer = \"{kind}\"",
+            "text = \"{number}\"",
+        ),
+    ] {
+        let task = t5_task();
+        assert!(task.contains(from), "{task}");
+        std::fs::write(path.join("task.toml"), task.replace(from, to)).unwrap();
+        let message = fail(path, &["record", "task.toml", "--out", "runs"]);
+        assert!(
+            message.contains("give data.prompt and data.answer"),
+            "{message}"
+        );
+    }
+    let bitfit = "[trainable]\nmethod = \"bitfit\"\n[training]";
+    std::fs::write(
+        path.join("task.toml"),
+        t5_task().replace("[training]", bitfit),
+    )
+    .unwrap();
+    let message = fail(path, &["record", "task.toml", "--out", "runs"]);
     assert!(message.contains("bitfit trains biases"), "{message}");
 }
 

@@ -177,6 +177,15 @@ fn accuracy_is_shown_against_runs_evaluations_and_ingredients() {
         let message = fail(path, &[&common[..], &wrong].concat());
         assert!(message.contains("--methods"), "{message}");
     }
+    let fitting = ["fit", "runs", "--out", "linear.safetensors"];
+    succeed(path, &fitting);
+    let using = ["whatif", "runs", "--run", "train-000", "--drop", "id:0"];
+    let using = [&using[..], &["--simulator", "linear.safetensors"]].concat();
+    let comparing = [&common[..], &["--methods", "simfluence-linear"]].concat();
+    for args in [&fitting[..], &using, &comparing] {
+        let message = fail(path, &[args, &["--datasets", "learned"]].concat());
+        assert!(message.contains("--datasets and --features"), "{message}");
+    }
 }
 
 #[test]

@@ -16,7 +16,8 @@ import torch
 import transformers
 
 from simfluence import transformers as transformers_callback
-from simfluence.torch import Tracker, preserved, split_ids
+from simfluence._loading import split_ids
+from simfluence.torch import Tracker, preserved
 from simfluence.transformers import RecorderCallback, _Collate, _token_loss
 
 STEPS, BATCH, TESTS, TOKENS = 60, 8, 100, 64

@@ -19,10 +19,12 @@ try:
 except ImportError:
     import pytorch_lightning as pl
 
-from simfluence import torch as pytorch
 from simfluence._errors import UsageError
+from simfluence._evaluation import evaluate, length, to_device
+from simfluence._loading import DataLoader
 from simfluence._recorder import OnError, Recorder
-from simfluence.torch import DataLoader, Tracker, Weighting
+from simfluence._settings import optimizer_settings, run_settings
+from simfluence._tracker import Tracker, Weighting
 
 
 class RecorderCallback(pl.Callback):
@@ -89,7 +91,7 @@ class RecorderCallback(pl.Callback):
         """Measure the losses before the first step."""
         # What Lightning averages over the processes are means over each one's batch.
         weighting: Weighting = "micro"
-        test_count = sum(pytorch._length(batch) for batch in self.test_batches)
+        test_count = sum(length(batch) for batch in self.test_batches)
         self.tracker = Tracker(
             lambda: self._open(trainer, pl_module, test_count),
             lambda places: self._evaluate(pl_module, places),
@@ -111,7 +113,7 @@ class RecorderCallback(pl.Callback):
 
     def _open(self, trainer: pl.Trainer, module: pl.LightningModule, test_count: int) -> Recorder:
         settings = {
-            **pytorch.run_settings(module),
+            **run_settings(module),
             "batch_size": (self._loader.batch_size or 1)
             * trainer.accumulate_grad_batches
             * trainer.world_size,
@@ -120,7 +122,7 @@ class RecorderCallback(pl.Callback):
         options = {**self.options}
         settings.update(options.pop("settings", {}))
         if len(trainer.optimizers) == 1:
-            options.setdefault("optimizer", pytorch.optimizer_settings(trainer.optimizers[0]))
+            options.setdefault("optimizer", optimizer_settings(trainer.optimizers[0]))
         else:
             raise UsageError("a run has one optimiser; the module configures several")
         if trainer.global_step and self.run is None:
@@ -138,21 +140,25 @@ class RecorderCallback(pl.Callback):
         )
 
     def _evaluate(self, module: pl.LightningModule, places: Sequence[int]) -> list[float]:
-        return pytorch.evaluate(
+        return evaluate(
             module,
             self.test_batches,
             places,
-            lambda batch: self.example_loss(module, pytorch.to_device(batch, module.device)),
+            lambda batch: self.example_loss(module, to_device(batch, module.device)),
         )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note the batch."""
-        if self._loader is not None:
+        if self._loader is None:
+            return
+        try:
             # Lightning fetches ahead: the oldest batch not asked for is the one that comes now.
             ids = self._loader.seen.popleft()
             self.tracker.see(ids, None if self.targets is None else self.targets(batch))
+        except Exception as error:
+            self.tracker._failed = error
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any

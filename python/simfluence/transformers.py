@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from simfluence import torch as pytorch
 from simfluence._errors import UsageError
+from simfluence._evaluation import evaluate, length, preserved, to_device, token_mean_loss
+from simfluence._loading import ID, CurriculumSampler, WithIds, split_ids
 from simfluence._recorder import OnError, Recorder
-from simfluence.torch import ID, Tracker, Weighting, WithIds, split_ids
+from simfluence._settings import optimizer_settings, run_settings
+from simfluence._tracker import UNCOUNTED, UNKNOWN, Tracker, Weighting
 
 #: Columns of a dataset that describe its examples.
 _DESCRIBING = ("key", "dataset", "tags")
@@ -120,14 +123,6 @@ class RecorderCallback(TrainerCallback):
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         shift = _shifts_labels(model)
         loss = self.example_loss or (lambda outputs, batch: _token_loss(outputs, batch, shift))
-        # First, and whatever fails later: the ids must not reach the model.
-        collate = _find_collate(loader, self.train_dataset, shift)
-        self._hooks = [
-            model.register_forward_pre_hook(self._take_ids, prepend=True, with_kwargs=True)
-        ]
-        if self.batch_loss:
-            hook = lambda *given: self._note_losses(loss, *given)  # noqa: E731
-            self._hooks.append(model.register_forward_hook(hook, with_kwargs=True))
         self.tracker = Tracker(
             lambda: self._open(args, state, model, kwargs.get("optimizer")),
             lambda places: self._evaluate(model, places, loss),
@@ -136,9 +131,16 @@ class RecorderCallback(TrainerCallback):
             self.weighting or _weighting(model, args),
             self.on_error,
         )
+        # Whatever fails later: the ids must not reach the model.
+        take = model.register_forward_pre_hook(self._take_ids, prepend=True, with_kwargs=True)
+        self._hooks = [take]
+        if self.batch_loss:
+            hook = partial(self._note_losses, loss)
+            self._hooks.append(model.register_forward_hook(hook, with_kwargs=True))
         try:
+            collate = _find_collate(loader, shift)
             size = self.eval_batch_size or args.per_device_eval_batch_size
-            with pytorch.preserved(model):
+            with preserved(model):
                 self._test_batches = self._collated(collate, size)
         except Exception as error:
             self.tracker._failed = error
@@ -156,7 +158,7 @@ class RecorderCallback(TrainerCallback):
             "warmup_steps": args.get_warmup_steps(state.max_steps) if kind != "constant" else 0,
         }
         settings = {
-            **pytorch.run_settings(model),
+            **run_settings(model),
             "batch_size": args.train_batch_size
             * args.gradient_accumulation_steps
             * args.world_size,
@@ -170,7 +172,7 @@ class RecorderCallback(TrainerCallback):
         options.setdefault("seed", args.seed)
         options.setdefault("schedule", schedule if schedule["kind"] else None)
         if optimizer is not None:
-            options.setdefault("optimizer", pytorch.optimizer_settings(optimizer))
+            options.setdefault("optimizer", optimizer_settings(optimizer))
         resume = state.global_step or None
         if resume is not None and self.run is None:
             raise UsageError("the trainer goes on with a run; name it: RecorderCallback(…, run=…)")
@@ -207,16 +209,26 @@ class RecorderCallback(TrainerCallback):
     def _collated(self, collate: Callable[[list[Any]], Any], size: int) -> list[Any]:
         count = len(self.test_dataset)
         places = [range(first, min(first + size, count)) for first in range(0, count, size)]
-        return [collate([self.test_dataset[place] for place in some]) for some in places]
+        batches = [collate([self.test_dataset[place] for place in some]) for some in places]
+        for some, batch in zip(places, batches, strict=True):
+            if length(batch) != len(some):
+                raise UsageError(UNCOUNTED)
+        return batches
 
     def _evaluate(self, model: Any, places: Sequence[int], loss: Any) -> list[float]:
         device = next(model.parameters()).device
+        config = getattr(_inner(model), "config", None)
+        # Given labels the model would take a mean loss of its own, which costs as much as ours;
+        # an encoder-decoder makes its decoder's input of them.
+        alone = self.example_loss is None and not getattr(config, "is_encoder_decoder", False)
+        held_back = ("labels", "shift_labels") if alone else ()
 
         def losses(batch: Any) -> torch.Tensor:
-            moved = pytorch.to_device(dict(batch), device)
-            return loss(model(**moved), moved)
+            moved = to_device(dict(batch), device)
+            outputs = model(**{k: v for k, v in moved.items() if k not in held_back})
+            return loss(outputs, moved)
 
-        return pytorch.evaluate(model, self._test_batches, places, losses)
+        return evaluate(model, self._test_batches, places, losses)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -247,7 +259,7 @@ class RecorderCallback(TrainerCallback):
         self.tracker.finish(aborted=state.global_step < state.max_steps)
 
 
-def use_curriculum(trainer: transformers.Trainer, sampler: pytorch.CurriculumSampler) -> None:
+def use_curriculum(trainer: transformers.Trainer, sampler: CurriculumSampler) -> None:
     """Let a trainer train on the batches of a planned run.
 
     Its `per_device_train_batch_size` times `gradient_accumulation_steps` must be the batch size of
@@ -272,7 +284,9 @@ class _Collate:
     def __call__(self, examples: list[Any]) -> Any:
         ids, plain = split_ids(examples)
         batch = self.collate(plain)
-        batch[ID] = torch.tensor(list(zip(ids, self._targets(batch, len(ids)), strict=True)))
+        if isinstance(batch, MutableMapping):
+            targets = self._targets(batch, len(ids))
+            batch[ID] = torch.tensor(list(zip(ids, targets, strict=True)))
         return batch
 
     def _targets(self, batch: Mapping[str, Any], count: int) -> list[int]:
@@ -280,16 +294,14 @@ class _Collate:
         if labels is None or labels.dim() == 1:
             return [1] * count
         if len(labels) != count:
-            raise UsageError(
-                f"the collator makes {len(labels)} rows of {count} examples; examples that are "
-                "packed into one row cannot be told apart"
-            )
+            # An error here would end the training; the recorder says it instead.
+            return [UNKNOWN] * count
         if self.shift and "shift_labels" not in batch:
             labels = labels[..., 1:]
         return labels.ne(-100).flatten(1).sum(1).tolist()
 
 
-def _find_collate(loader: Any, dataset: WithIds, shift: bool) -> Callable[[list[Any]], Any]:
+def _find_collate(loader: Any, shift: bool) -> Callable[[list[Any]], Any]:
     """Let the loader carry ids; gives the collator as it was."""
     inner = getattr(loader, "base_dataloader", loader)
     if not isinstance(inner.dataset, WithIds):
@@ -330,7 +342,7 @@ def _weighting(model: Any, args: TrainingArguments) -> Weighting:
 
 
 def _token_loss(outputs: Any, batch: Any, shift: bool) -> torch.Tensor:
-    return pytorch.token_mean_loss(outputs, batch, shift=shift)
+    return token_mean_loss(outputs, batch, shift=shift)
 
 
 def _described(dataset: Any) -> Any:

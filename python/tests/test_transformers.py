@@ -256,6 +256,27 @@ def test_a_dataset_that_does_not_know_its_places_is_said_so(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize("wrong", ["dataset", "collator"])
+def test_what_cannot_be_recorded_is_trained_all_the_same(tmp_path, wrong):
+    callback = RecorderCallback(tmp_path / "runs", TRAIN, TEST)
+
+    def packed(examples):
+        ids = torch.tensor([[one for example in examples for one in example["input_ids"]][:16]])
+        return {"input_ids": ids, "labels": ids}
+
+    trainer = transformers.Trainer(
+        tiny.model(),
+        arguments(tmp_path / "out", max_steps=2),
+        data_collator=packed if wrong == "collator" else tiny.collate,
+        train_dataset=TRAIN if wrong == "dataset" else callback.train_dataset,
+        callbacks=[callback],
+    )
+    says = "packs" if wrong == "collator" else "train_dataset"
+    with pytest.warns(RuntimeWarning, match=says):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
 def test_a_trainer_trains_a_planned_run(tmp_path):
     plan = simfluence.Plan.draw(22, steps=6, batch_size=4, learning_rate=1e-2, held_out=0)
     sampler = simfluence.CurriculumSampler(plan, 3)

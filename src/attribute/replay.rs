@@ -7,8 +7,8 @@ use crate::train::{checkpoints, fine_tuning};
 use anyhow::{Context, Result, bail};
 use simfluence_core::{BoxError, Progress, Run};
 use simfluence_models::{
-    Device, Evaluation, GradientSettings, Metric, Model, StepRecord, TokenizedExample,
-    TrainingObserver, TrainingState, Transformer, Weights, fine_tune,
+    Device, Evaluation, GradientSettings, Metric, Model, Network, StepRecord, TokenizedExample,
+    TrainingObserver, TrainingState, Weights, fine_tune,
 };
 use simfluence_simulators::tracin::{Replay, step_decreases};
 
@@ -96,7 +96,7 @@ pub fn ideal(
         ..GradientSettings::default()
     };
     let mut observer = Decreases {
-        before: Transformer::open(&fine_tuning.base, device)?,
+        before: Network::open(&fine_tuning.base, device)?,
         train: &fine_tuning.train,
         test: fine_tuning.test.examples(),
         settings,
@@ -114,7 +114,7 @@ pub fn ideal(
 
 struct Decreases<'a> {
     /// The model before the step.
-    before: Transformer,
+    before: Network,
     train: &'a [TokenizedExample],
     test: &'a [TokenizedExample],
     settings: GradientSettings,
@@ -181,7 +181,7 @@ fn replay(
 fn check_end(open: &OpenRuns, run: &Run, ended: &Weights) -> Result<()> {
     let files = checkpoints(open, run)?;
     let (_, last) = files.last().context("the run has checkpoints")?;
-    let recorded = weights_in(last)?;
+    let recorded = weights_in(&open.set, last)?;
     let pairs = || recorded.flat().iter().zip(ended.flat());
     let largest = pairs().fold(0.0_f32, |a, (v, _)| a.max(v.abs()));
     let apart = pairs().fold(0.0_f32, |a, (v, w)| a.max((v - w).abs()));

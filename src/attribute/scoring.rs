@@ -9,7 +9,7 @@ use crate::train::{BaseModel, checkpoints};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use simfluence_core::{Example, Examples, Optimizer, Progress, Run, Scores};
-use simfluence_models::{Approximation, Device, Metric, TokenizedExample, Tokenizer, Transformer};
+use simfluence_models::{Approximation, Device, Metric, Network, TokenizedExample, Tokenizer};
 use simfluence_recorder::write_artifact;
 use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
 use simfluence_simulators::empirical::{Empirical, EmpiricalParams};
@@ -165,6 +165,9 @@ impl Scoring<'_> {
         let Some(top) = self.request.settings.prefilter else {
             return Ok(None);
         };
+        if self.tokenizer.image_size().is_some() {
+            bail!("--prefilter compares texts, and these examples are images");
+        }
         let train = texts(self.open.set.train_examples());
         let test = texts(self.open.set.test_examples());
         let train: Vec<&str> = train.iter().map(String::as_str).collect();
@@ -223,12 +226,15 @@ impl Scoring<'_> {
         self.request.settings
     }
 
-    fn open_model(&self, path: &Path) -> Result<Transformer> {
-        Ok(Transformer::open(&weights_in(path)?, self.device)?)
+    fn open_model(&self, path: &Path) -> Result<Network> {
+        Ok(Network::open(
+            &weights_in(&self.open.set, path)?,
+            self.device,
+        )?)
     }
 
     /// The model at the end of the reference run.
-    pub(super) fn last_model(&self) -> Result<Transformer> {
+    pub(super) fn last_model(&self) -> Result<Network> {
         let (_, last) = self
             .checkpoints
             .last()
@@ -236,7 +242,7 @@ impl Scoring<'_> {
         self.open_model(last)
     }
 
-    pub(super) fn of<'m>(&'m self, model: &'m Transformer) -> Attributed<'m, Transformer> {
+    pub(super) fn of<'m>(&'m self, model: &'m Network) -> Attributed<'m, Network> {
         Attributed {
             model,
             train: &self.train,
@@ -298,7 +304,7 @@ impl Scoring<'_> {
     pub(super) fn opened_checkpoints<'s>(
         &'s self,
         preconditioners: &'s mut Preconditioners,
-    ) -> Result<impl Iterator<Item = Result<Checkpoint<Transformer>>> + 's> {
+    ) -> Result<impl Iterator<Item = Result<Checkpoint<Network>>> + 's> {
         let steps = crate::train::checkpoint_steps(self.open, self.reference)?;
         let open = move |((rate, path), step): (&(f64, PathBuf), u32)| {
             Ok(Checkpoint {
@@ -543,7 +549,7 @@ impl Scoring<'_> {
     fn empirical(&self) -> Result<Scores> {
         let s = self.settings();
         let model = match s.from_base {
-            true => Transformer::open(&BaseModel::load(&self.open.set)?.weights, self.device)?,
+            true => Network::open(&BaseModel::load(&self.open.set)?.weights, self.device)?,
             false => self.last_model()?,
         };
         let mut params = EmpiricalParams::new(self.params.reference_learning_rate)
@@ -563,7 +569,7 @@ impl Scoring<'_> {
         // 32 bits do not resolve the minimum on a model that fits well.
         let (_, last) =
             (self.checkpoints.last()).context("the reference run has no checkpoints")?;
-        let model = Transformer::open_double(&weights_in(last)?, self.device)?;
+        let model = Network::open_double(&weights_in(&self.open.set, last)?, self.device)?;
         let s = self.settings();
         let steps = self.reference.curriculum.len();
         let mut params = PbrfParams::new(self.params.reference_learning_rate, steps as u32)

@@ -1,11 +1,12 @@
-//! A text to learn from or to be tested on, and what of it carries loss.
+//! A text or an image to learn from or to be tested on, and what of it carries loss.
 
+use crate::images::Image;
 use serde::{Deserialize, Serialize};
 use simfluence_core::Example;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A prompt with its answer, a plain text, or a conversation.
+/// A prompt with its answer, a plain text, a conversation, or an image with its class.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TextExample {
     /// Unique name.
@@ -14,9 +15,9 @@ pub struct TextExample {
     pub dataset: String,
     /// Free labels.
     pub tags: Vec<String>,
-    /// What the model reads before the answer; nothing in a plain text or a conversation.
+    /// What the model reads before the answer; nothing but where there is an answer to a prompt.
     pub prompt: String,
-    /// What the model is to say; the whole text where there is no prompt.
+    /// What the model is to say; the whole text where there is no prompt; nothing of an image.
     pub answer: String,
     /// What kind of example it is.
     pub form: Form,
@@ -24,12 +25,12 @@ pub struct TextExample {
     pub loss: Loss,
     /// What happens if it has more tokens than the model's context.
     pub truncation: Truncation,
-    /// Further columns by name; `prompt`, `answer`, `text`, `messages`, `loss` and `truncation`
-    /// are taken.
+    /// Further columns by name; `prompt`, `answer`, `text`, `messages`, `loss`, `truncation`,
+    /// `image` and `label` are taken.
     pub columns: BTreeMap<String, String>,
 }
 
-/// What kind of example a text is.
+/// What kind of example it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Form {
     /// A prompt with its answer.
@@ -44,6 +45,8 @@ pub enum Form {
         /// Bytes of the text that carry loss, ascending.
         scored: Vec<Range<usize>>,
     },
+    /// An image, whose class is predicted.
+    Image(Image),
 }
 
 /// Which tokens carry loss (`loss` of a table).
@@ -94,6 +97,8 @@ impl TextExample {
     /// | `messages` | a conversation | the messages, as JSON |
     /// | `loss` | a prompt with loss | `all` |
     /// | | a conversation | which bytes of `text` (UTF-8) carry loss: `12..40 55..80` |
+    /// | `image` | an image | size and pixels: `28x28`, a space, two hexadecimal digits per pixel |
+    /// | `label` | | its class, counted from 0 |
     /// | `truncation` | one that may be truncated | `left` or `right` |
     pub fn to_example(&self) -> Example {
         let mut extra = self.columns.clone();
@@ -116,6 +121,10 @@ impl TextExample {
                     .map(|range| format!("{}..{}", range.start, range.end))
                     .collect();
                 add("loss", &ranges.join(" "));
+            }
+            Form::Image(image) => {
+                add("image", &image.to_text());
+                add("label", &image.class.to_string());
             }
         }
         match self.truncation {
@@ -159,6 +168,16 @@ impl TextExample {
             ..Self::default()
         };
         // Readers may give every column to every row: one that is not there may be empty.
+        if let Some(image) = column("image") {
+            let label = text("label")?;
+            let label = (label.parse()).map_err(|_| wrong("label", format!("it is {label:?}")))?;
+            let image = Image::from_text(image, label);
+            let image = image.ok_or_else(|| wrong("image", "it is no image".to_owned()))?;
+            return Ok(Self {
+                form: Form::Image(image),
+                ..of
+            });
+        }
         let Some(whole) = column("text") else {
             return Ok(Self {
                 prompt: text("prompt")?,
@@ -215,6 +234,7 @@ pub struct ColumnError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::images::ImageSize;
 
     fn example(form: Form) -> TextExample {
         TextExample {
@@ -224,6 +244,17 @@ mod tests {
             form,
             truncation: Truncation::Left,
             ..TextExample::default()
+        }
+    }
+
+    fn image() -> Image {
+        Image {
+            size: ImageSize {
+                rows: 1,
+                columns: 2,
+            },
+            pixels: vec![0, 255],
+            class: 3,
         }
     }
 
@@ -243,6 +274,10 @@ mod tests {
                 ..example(Form::PromptAnswer)
             },
             TextExample::default(),
+            TextExample {
+                answer: String::new(),
+                ..example(Form::Image(image()))
+            },
         ] {
             let stored = example.to_example();
             assert_eq!(TextExample::from_example(&stored), Ok(example));
@@ -262,6 +297,12 @@ mod tests {
             ("truncation", "middle"),
         ] {
             let mut stored = example(form.clone()).to_example();
+            stored.extra.insert(column.into(), value.into());
+            let error = TextExample::from_example(&stored).unwrap_err();
+            assert_eq!((error.column, &*error.key), (column, "k"));
+        }
+        for (column, value) in [("image", "1x2 00"), ("label", "three")] {
+            let mut stored = example(Form::Image(image())).to_example();
             stored.extra.insert(column.into(), value.into());
             let error = TextExample::from_example(&stored).unwrap_err();
             assert_eq!((error.column, &*error.key), (column, "k"));

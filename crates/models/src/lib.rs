@@ -10,10 +10,12 @@ pub mod decoder;
 pub mod device;
 pub mod example;
 pub mod hugging_face;
+pub mod images;
 #[cfg(feature = "torch")]
 mod native;
 pub mod numbers;
 pub mod probes;
+mod reading;
 mod rows;
 pub mod settings;
 pub mod task;
@@ -29,6 +31,8 @@ pub use approximation::Approximation;
 pub use batch_loss::BatchLoss;
 pub use device::{Device, DeviceError};
 pub use example::{Form, Loss, TextExample, Truncation};
+pub use images::{ImageArchitecture, ImageKind, ImageSettings};
+pub use reading::Reading;
 pub use settings::{
     FolderSettings, ModelChoice, ModelSettings, SettingsError, TokenizedExample, TokensError,
     TrainingSettings, check_optimizer,

@@ -3,8 +3,9 @@
 use crate::batch_loss::BatchLoss;
 use crate::decoder::{
     Activation, Attention, Decoder, DropoutRates, Gate, Mlp, Names, Norm, NormKind, NormPlace,
-    Positions, Projection,
+    Positions, Projection, Structure,
 };
+use crate::images::{ImageKind, ImageSettings, ImageSize};
 use crate::weight_decay::WeightDecayGroups;
 use serde::{Deserialize, Serialize};
 use simfluence_core::{Optimizer, Schedule};
@@ -85,6 +86,7 @@ impl ModelSettings {
     /// The transformer of these settings for a vocabulary of this size.
     pub(crate) fn decoder(&self, vocabulary: u32) -> Decoder {
         Decoder {
+            structure: Structure::Causal,
             vocabulary,
             context: self.context,
             layers: self.layers,
@@ -116,10 +118,11 @@ impl ModelSettings {
                 has_bias: true,
             },
             tied_output: self.tied_output,
+            is_output_scaled: false,
             dropout: DropoutRates {
                 embedding: self.dropout,
                 residual: self.dropout,
-                attention: 0.0,
+                ..DropoutRates::default()
             },
             adapters: None,
             names: Names::OWN,
@@ -127,7 +130,8 @@ impl ModelSettings {
     }
 }
 
-/// The `[model]` of a task: shapes of a model that is pre-trained here, or a folder with one.
+/// The `[model]` of a task: shapes of a model that is pre-trained here, or a folder with one; or a
+/// network on images.
 ///
 /// ```
 /// use simfluence_models::ModelChoice;
@@ -142,6 +146,8 @@ pub enum ModelChoice {
     Settings(ModelSettings),
     /// A model in Hugging Face format.
     Folder(FolderSettings),
+    /// A network on images, pre-trained here, too.
+    Images(ImageSettings),
 }
 
 /// A model in Hugging Face format.
@@ -167,11 +173,12 @@ impl ModelChoice {
     /// Checks the settings.
     ///
     /// # Errors
-    /// See [`ModelSettings::check`].
+    /// See [`ModelSettings::check`] and [`ImageSettings::check`].
     pub fn check(&self) -> Result<(), SettingsError> {
         match self {
             Self::Settings(settings) => settings.check(),
             Self::Folder(folder) => check_dropout(folder.dropout.unwrap_or(0.0)),
+            Self::Images(settings) => settings.check(),
         }
     }
 }
@@ -196,12 +203,96 @@ struct ModelTable {
     tied_output: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dropout: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<ImageKind>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channels: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hidden: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standard_deviation: Option<f64>,
+}
+
+impl ModelTable {
+    /// Settings of models on texts that are given.
+    fn of_texts(&self) -> impl Iterator<Item = &'static str> {
+        let settings = [
+            ("model.path", self.path.is_some()),
+            ("model.adapter", self.adapter.is_some()),
+            ("model.layers", self.layers.is_some()),
+            ("model.heads", self.heads.is_some()),
+            ("model.width", self.width.is_some()),
+            ("model.context", self.context.is_some()),
+            ("model.tied_output", self.tied_output.is_some()),
+            ("model.dropout", self.dropout.is_some()),
+        ];
+        given(settings)
+    }
+
+    /// Settings of convolutions that are given.
+    fn of_convolutions(&self) -> impl Iterator<Item = &'static str> {
+        given([
+            ("model.channels", self.channels.is_some()),
+            ("model.kernel", self.kernel.is_some()),
+        ])
+    }
+
+    /// Settings of all networks on images that are given.
+    fn of_images(&self) -> impl Iterator<Item = &'static str> {
+        given([
+            ("model.hidden", self.hidden.is_some()),
+            ("model.mean", self.mean.is_some()),
+            (
+                "model.standard_deviation",
+                self.standard_deviation.is_some(),
+            ),
+        ])
+    }
+
+    /// The network on images of this kind.
+    fn images(self, kind: ImageKind) -> Result<ImageSettings, SettingsError> {
+        let without_meaning = match kind {
+            ImageKind::Cnn => self.of_texts().next(),
+            ImageKind::Mlp => self.of_texts().chain(self.of_convolutions()).next(),
+        };
+        if let Some(setting) = without_meaning {
+            return Err(SettingsError::BesideKind { setting, kind });
+        }
+        if kind == ImageKind::Cnn && self.channels.as_ref().is_some_and(Vec::is_empty) {
+            return Err(SettingsError::NoConvolution);
+        }
+        let default = ImageSettings::new(kind);
+        Ok(ImageSettings {
+            channels: self.channels.unwrap_or(default.channels),
+            kernel: self.kernel.unwrap_or(default.kernel),
+            hidden: self.hidden.unwrap_or(default.hidden),
+            mean: self.mean.unwrap_or(default.mean),
+            standard_deviation: (self.standard_deviation).unwrap_or(default.standard_deviation),
+        })
+    }
+}
+
+/// Names of the settings that are given.
+fn given<const N: usize>(
+    settings: [(&'static str, bool); N],
+) -> impl Iterator<Item = &'static str> {
+    (settings.into_iter()).filter_map(|(setting, is_given)| is_given.then_some(setting))
 }
 
 impl TryFrom<ModelTable> for ModelChoice {
     type Error = SettingsError;
 
     fn try_from(table: ModelTable) -> Result<Self, SettingsError> {
+        if let Some(kind) = table.kind {
+            return Ok(Self::Images(table.images(kind)?));
+        }
+        if let Some(setting) = (table.of_convolutions().chain(table.of_images())).next() {
+            return Err(SettingsError::WithoutKind { setting });
+        }
         let Some(path) = table.path else {
             if table.adapter.is_some() {
                 return Err(SettingsError::AdapterAlone);
@@ -246,7 +337,21 @@ impl From<ModelChoice> for ModelTable {
                 context: Some(settings.context),
                 tied_output: Some(settings.tied_output),
                 dropout: Some(settings.dropout),
+                ..Self::default()
             },
+            ModelChoice::Images(settings) => {
+                let kind = settings.kind();
+                let of_cnn = kind == ImageKind::Cnn;
+                Self {
+                    kind: Some(kind),
+                    kernel: of_cnn.then_some(settings.kernel),
+                    channels: of_cnn.then_some(settings.channels),
+                    hidden: Some(settings.hidden),
+                    mean: Some(settings.mean),
+                    standard_deviation: Some(settings.standard_deviation),
+                    ..Self::default()
+                }
+            }
             ModelChoice::Folder(folder) => Self {
                 path: Some(folder.path),
                 adapter: folder.adapter,
@@ -494,6 +599,36 @@ pub enum SettingsError {
         /// Name of the setting.
         setting: &'static str,
     },
+    /// A setting that the kind of network does not have.
+    #[error("{setting} has no meaning for a network on images with model.kind = {:?}", match kind {
+        ImageKind::Cnn => "cnn",
+        ImageKind::Mlp => "mlp",
+    })]
+    BesideKind {
+        /// Name of the setting.
+        setting: &'static str,
+        /// The kind.
+        kind: ImageKind,
+    },
+    /// A setting of networks on images for another model.
+    #[error("{setting} is for networks on images; give model.kind = \"cnn\" or \"mlp\" with it")]
+    WithoutKind {
+        /// Name of the setting.
+        setting: &'static str,
+    },
+    /// A convolutional network without convolutions.
+    #[error("model.channels is empty; a network without convolutions is model.kind = \"mlp\"")]
+    NoConvolution,
+    /// Images that are too small for the network.
+    #[error(
+        "images of {size} pixels are too small for {convolutions} convolutions, each of which halves rows and columns; give fewer model.channels"
+    )]
+    SmallImages {
+        /// Size of the images.
+        size: ImageSize,
+        /// Number of convolutions.
+        convolutions: usize,
+    },
     /// An adapter for no model folder.
     #[error("model.adapter needs model.path, the folder of the model that it adapts")]
     AdapterAlone,
@@ -523,7 +658,8 @@ pub enum SettingsError {
     },
 }
 
-/// A text as tokens, and which of them carry loss.
+/// A text as tokens, and which of them carry loss; or an image as its pixels, and behind them its
+/// class.
 ///
 /// Its loss is the mean negative log-likelihood (nats) of `tokens[answer_start..]` without those at
 /// `unscored`, each token predicted from all that precede it.
@@ -576,6 +712,22 @@ impl TokenizedExample {
     /// No prompt, no answer, positions without loss that are out of order, a token outside the
     /// vocabulary, more tokens than the context holds.
     pub fn check(&self, vocabulary: u32, context: u32) -> Result<(), TokensError> {
+        self.check_answer()?;
+        // The last token is predicted but never read.
+        check_length(self.tokens.len(), context as usize + 1)?;
+        self.check_vocabulary(vocabulary)
+    }
+
+    /// The same for an encoder that reads the prompt and a decoder that says the answer, up to
+    /// `context` tokens each.
+    pub(crate) fn check_parts(&self, vocabulary: u32, context: u32) -> Result<(), TokensError> {
+        self.check_answer()?;
+        let longest = self.answer_start.max(self.tokens.len() - self.answer_start);
+        check_length(longest, context as usize)?;
+        self.check_vocabulary(vocabulary)
+    }
+
+    fn check_answer(&self) -> Result<(), TokensError> {
         if self.answer_start == 0 || self.answer_start >= self.tokens.len() {
             return Err(TokensError::Answer {
                 tokens: self.tokens.len(),
@@ -592,17 +744,21 @@ impl TokenizedExample {
             }
             last = position;
         }
-        // The last token is predicted but never read.
-        if self.tokens.len() > context as usize + 1 {
-            return Err(TokensError::TooLong {
-                expected: context as usize + 1,
-                got: self.tokens.len(),
-            });
-        }
+        Ok(())
+    }
+
+    fn check_vocabulary(&self, vocabulary: u32) -> Result<(), TokensError> {
         match self.tokens.iter().find(|&&token| token >= vocabulary) {
             Some(&token) => Err(TokensError::UnknownToken { token, vocabulary }),
             None => Ok(()),
         }
+    }
+}
+
+fn check_length(got: usize, expected: usize) -> Result<(), TokensError> {
+    match got > expected {
+        true => Err(TokensError::TooLong { expected, got }),
+        false => Ok(()),
     }
 }
 
@@ -639,6 +795,32 @@ pub enum TokensError {
         /// Tokens of the example.
         got: usize,
     },
+    /// No image of the size that the model reads.
+    #[error(
+        "the model reads images of {expected} pixels with their class behind them; it has {got} values before the last"
+    )]
+    Image {
+        /// What the model reads.
+        expected: ImageSize,
+        /// Values of the example, without the last.
+        got: usize,
+    },
+    /// A pixel that is no byte.
+    #[error("pixel {position} is {got}; it must be 0 to 255")]
+    Pixel {
+        /// Its place.
+        position: usize,
+        /// The value.
+        got: u32,
+    },
+    /// A class the model does not have.
+    #[error("its class is {class}, and the model has the {classes} classes from 0 on")]
+    Class {
+        /// The class.
+        class: u32,
+        /// Classes of the model.
+        classes: u32,
+    },
     /// A token the model does not have.
     #[error("token {token} is not in the model's vocabulary of {vocabulary} tokens")]
     UnknownToken {
@@ -673,6 +855,34 @@ mod tests {
     fn an_unknown_setting_is_refused() {
         assert!(toml::from_str::<ModelSettings>("widht = 96").is_err());
         assert!(toml::from_str::<TrainingSettings>("step = 7").is_err());
+    }
+
+    #[test]
+    fn networks_on_images_are_read_and_misplaced_settings_named() {
+        let read = |text: &str| toml::from_str::<ModelChoice>(text);
+        let cnn = read("kind = \"cnn\"\nchannels = [4]\nhidden = [9, 8]\nmean = 0.5").unwrap();
+        let expected = ImageSettings {
+            channels: vec![4],
+            hidden: vec![9, 8],
+            mean: 0.5,
+            ..ImageSettings::new(ImageKind::Cnn)
+        };
+        assert_eq!(cnn, ModelChoice::Images(expected));
+        for text in ["kind = \"mlp\"", "kind = \"cnn\"", "width = 8"] {
+            let choice = read(text).unwrap();
+            let written = toml::to_string(&choice).unwrap();
+            assert_eq!(read(&written).unwrap(), choice, "{written}");
+        }
+        for (text, expected) in [
+            ("kind = \"cnn\"\nwidth = 8", "model.width has no meaning"),
+            ("kind = \"mlp\"\nkernel = 3", "model.kernel has no meaning"),
+            ("hidden = [8]", "model.hidden is for networks on images"),
+            ("kind = \"cnn\"\nchannels = []", "model.channels is empty"),
+            ("kind = \"rnn\"", "`cnn` or `mlp`"),
+        ] {
+            let message = read(text).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]

@@ -1,20 +1,22 @@
 //! Task files: what is trained, on what, and how its runs are drawn.
 
 use crate::chat::{ChatError, ChatTemplate};
-use crate::example::TextExample;
+use crate::example::{Form, TextExample};
 use crate::hugging_face::{self, CheckpointError};
+use crate::images::{Image, ImageArchitecture, ImageSource, ImageSourceError};
 use crate::numbers;
 use crate::probes::SettingRange;
 use crate::probes::causal_chains::{self, CausalChainsSettings};
 use crate::probes::set_membership::{self, SetMembershipSettings};
 use crate::probes::word_order::{self, WordOrderSettings};
+use crate::reading::Reading;
 use crate::settings::{
     FolderSettings, ModelChoice, SettingsError, TokenizedExample, TrainingSettings,
 };
 use crate::text::{TableSettings, TaskData, TextError, load_table};
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerKind};
 use crate::trainable::Trainable;
-use crate::weights::Weights;
+use crate::weights::{Architecture, Weights};
 use serde::{Deserialize, Serialize};
 use simfluence_core::design::{DesignError, DesignSettings, PlannedRun, RunShape, draw_plan};
 use simfluence_core::{ExampleError, Examples, Optimizer, Schedule};
@@ -51,7 +53,7 @@ pub struct Task {
 }
 
 /// Where a task's examples come from (`[data]`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "kebab-case")]
 pub enum DataSettings {
     /// The number tasks, generated.
@@ -64,28 +66,50 @@ pub enum DataSettings {
     WordOrder(WordOrderSettings),
     /// A file of the user's, or a Hugging Face `datasets` folder.
     Table(Box<TableSettings>),
+    /// Images and labels in IDX files.
+    Images(Box<ImageSource>),
     /// Several sources together.
     Mixture(MixtureSettings),
 }
 
 /// Several sources whose examples, and texts to pre-train on, are put one after the other
 /// (`[[data.parts]]`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MixtureSettings {
     /// The sources. Keys must be unique across them; a file given besides the task is read by
-    /// every table among them.
+    /// every table among them, and a folder given so is where the sources of images look.
     pub parts: Vec<DataSettings>,
 }
 
 impl DataSettings {
-    /// Checks that the settings of every table go together.
-    fn check_tables(&self) -> Result<(), TextError> {
+    /// Checks that the settings of every table and of every source of images go together.
+    fn check_files(&self) -> Result<(), TaskError> {
         match self {
-            Self::Table(table) => table.check(),
-            Self::Mixture(mixture) => mixture.parts.iter().try_for_each(Self::check_tables),
+            Self::Table(table) => Ok(table.check()?),
+            Self::Images(images) => Ok(images.check()?),
+            Self::Mixture(mixture) => mixture.parts.iter().try_for_each(Self::check_files),
             _ => Ok(()),
         }
+    }
+
+    /// The sources that are no mixture.
+    fn sources(&self) -> Vec<&Self> {
+        match self {
+            Self::Mixture(mixture) => mixture.parts.iter().flat_map(Self::sources).collect(),
+            source => vec![source],
+        }
+    }
+
+    /// The sources of images.
+    fn images(&self) -> Vec<&ImageSource> {
+        let sources = self.sources().into_iter();
+        sources
+            .filter_map(|source| match source {
+                Self::Images(settings) => Some(&**settings),
+                _ => None,
+            })
+            .collect()
     }
 
     /// The settings that have a range, with what was given.
@@ -100,7 +124,7 @@ impl DataSettings {
             Self::CausalChains(settings) => settings.ranges(),
             Self::SetMembership(settings) => settings.ranges(),
             Self::WordOrder(settings) => settings.ranges(),
-            Self::Table(_) => Vec::new(),
+            Self::Table(_) | Self::Images(_) => Vec::new(),
             Self::Mixture(mixture) => mixture.parts.iter().flat_map(Self::ranges).collect(),
         }
     }
@@ -134,13 +158,14 @@ impl Default for NumbersSettings {
     }
 }
 
-/// How the base model is pre-trained: next-token prediction on random windows of the corpus.
+/// How the base model is pre-trained: next-token prediction on random windows of the corpus; of
+/// images the prediction of the classes of random ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PretrainingSettings {
     /// Steps, default 1 000; 0 fine-tunes from random parameters.
     pub steps: u32,
-    /// Windows per batch, default 16.
+    /// Windows, or images, per batch, default 16.
     pub batch_size: u32,
     /// Peak learning rate, default 1e-3.
     pub learning_rate: f64,
@@ -148,7 +173,7 @@ pub struct PretrainingSettings {
     pub schedule: Schedule,
     /// Optimiser, default AdamW.
     pub optimizer: Optimizer,
-    /// Seed of initialisation and windows, default 0.
+    /// Seed of initialisation and of what is drawn, default 0.
     pub seed: u64,
 }
 
@@ -180,12 +205,37 @@ pub struct PreparedTask {
     pub test_tokens: Vec<TokenizedExample>,
     /// Pre-training text as tokens; none for a model folder.
     pub corpus_tokens: Vec<u32>,
+    /// Images to pre-train on.
+    pub corpus_examples: Vec<TokenizedExample>,
     /// The tokeniser.
     pub tokenizer: Tokenizer,
-    /// Tokens that the model reads at once.
-    pub context: usize,
+    /// How the model takes examples in.
+    pub reading: Reading,
     /// How many examples were truncated, as `data.truncation` asks.
     pub truncated: Truncated,
+}
+
+impl PreparedTask {
+    /// The architecture of a model that is pre-trained here; `None` for a model folder.
+    ///
+    /// # Errors
+    /// Impossible settings; images that are too small.
+    pub fn architecture(&self) -> Result<Option<Architecture>, SettingsError> {
+        match &self.task.model {
+            ModelChoice::Settings(settings) => {
+                let vocabulary = self.tokenizer.vocabulary_size() as u32;
+                Ok(Some(Architecture::new(*settings, vocabulary)?))
+            }
+            ModelChoice::Images(settings) => {
+                let sources = self.task.data.images();
+                let classes = sources.first().map_or(0, |source| source.classes);
+                let size = self.tokenizer.image_size().unwrap_or_default();
+                let images = ImageArchitecture::new(settings.clone(), size, classes)?;
+                Ok(Some(Architecture::of_images(images)))
+            }
+            ModelChoice::Folder(_) => Ok(None),
+        }
+    }
 }
 
 /// Numbers of examples that lost tokens because they were longer than the context.
@@ -254,7 +304,8 @@ impl Task {
                 });
             }
         }
-        self.data.check_tables()?;
+        self.data.check_files()?;
+        self.check_images()?;
         if let ModelChoice::Folder(settings) = &self.model {
             let beside = |setting| Err(SettingsError::BesideFolder { setting }.into());
             if self.tokenizer.is_some() {
@@ -282,6 +333,40 @@ impl Task {
         Ok(())
     }
 
+    /// Checks that images are read by a network on images and nothing else is, and that there are
+    /// some to pre-train on.
+    fn check_images(&self) -> Result<(), TaskError> {
+        let images = self.data.images();
+        let is_network = matches!(self.model, ModelChoice::Images(_));
+        let wrong = |problem| Err(TaskError::Images { problem });
+        if images.len() != self.data.sources().len() && (is_network || !images.is_empty()) {
+            return wrong(match is_network {
+                true => "[model] is a network on images, and [data] has other sources than images",
+                false => "[data] mixes images with other sources; a model reads one or the other",
+            });
+        }
+        if images.is_empty() {
+            return Ok(());
+        }
+        if !is_network {
+            return wrong(
+                "data.source is \"images\"; they need [model] with kind = \"cnn\" or \"mlp\"",
+            );
+        }
+        if self.tokenizer.is_some() {
+            return wrong("images have no tokenizer; leave it out");
+        }
+        if images.iter().any(|part| part.classes != images[0].classes) {
+            return wrong("data.classes must be the same in all [[data.parts]]");
+        }
+        if self.pretraining().steps > 0 && !images.iter().any(|part| part.corpus) {
+            return wrong(
+                "there is no image to pre-train on; give a source of images corpus = true, or pretraining.steps = 0",
+            );
+        }
+        Ok(())
+    }
+
     /// How the base model is pre-trained.
     pub fn pretraining(&self) -> PretrainingSettings {
         self.pretraining.clone().unwrap_or_default()
@@ -291,7 +376,7 @@ impl Task {
     /// from the working directory. `None` for a model that is pre-trained here.
     pub fn model_folder(&self) -> Option<PathBuf> {
         match &self.model {
-            ModelChoice::Settings(_) => None,
+            ModelChoice::Settings(_) | ModelChoice::Images(_) => None,
             ModelChoice::Folder(settings) => Some(self.found(&settings.path)),
         }
     }
@@ -334,8 +419,8 @@ impl Task {
         Ok(Some(template))
     }
 
-    /// The model's tokeniser and the tokens that fit its context.
-    fn tokenizer(&self, data: &TaskData) -> Result<(Tokenizer, usize), TaskError> {
+    /// The model's tokeniser, and how the model takes examples in.
+    fn tokenizer(&self, data: &TaskData) -> Result<(Tokenizer, Reading), TaskError> {
         match (&self.model, self.model_folder()) {
             (ModelChoice::Folder(settings), Some(folder)) => {
                 let architecture = hugging_face::architecture(&folder, settings.dropout)?;
@@ -348,23 +433,38 @@ impl Task {
                         embedding: decoder.vocabulary,
                     });
                 }
-                Ok((tokenizer, decoder.context as usize))
+                Ok((tokenizer, architecture.reading()))
             }
             (ModelChoice::Settings(settings), _) => {
                 let texts = (data.train.iter().chain(&data.test))
                     .flat_map(|e| [e.prompt.as_str(), e.answer.as_str()])
                     .chain([data.corpus.as_str()]);
                 let kind = self.tokenizer.unwrap_or_default();
-                Ok((Tokenizer::new(kind, texts), settings.context as usize))
+                let context = settings.context as usize;
+                Ok((Tokenizer::new(kind, texts), Reading::Text { context }))
+            }
+            (ModelChoice::Images(_), _) => {
+                let examples = data.train.iter().chain(&data.test);
+                let images = examples.filter_map(|example| match &example.form {
+                    Form::Image(image) => Some(image),
+                    _ => None,
+                });
+                let first = images.chain(&data.corpus_images).next();
+                let first = first.ok_or(TaskError::Images {
+                    problem: "[data] has no image",
+                })?;
+                let size = first.size;
+                Ok((Tokenizer::of_images(size), Reading::Image(size)))
             }
             (ModelChoice::Folder(_), None) => unreachable!("a folder has a path"),
         }
     }
 
-    /// The examples and the pre-training text; `data` overrides `data.path` of the task file.
+    /// The examples and what to pre-train on; `data` overrides `data.path` of the task file, and is
+    /// the folder in which sources of images look.
     ///
     /// # Errors
-    /// No path for a table, or what [`load_table`] refuses.
+    /// No path for a table or images, or what [`load_table`] and [`ImageSource::load`] refuse.
     pub fn data(&self, data: Option<&Path>) -> Result<TaskData, TaskError> {
         self.data_of(&self.data, data)
     }
@@ -375,6 +475,7 @@ impl Task {
                 train: numbers::train_examples(settings.train_per_dataset, settings.seed),
                 test: numbers::test_examples(settings.test, settings.test_in_words),
                 corpus: numbers::generic_text(settings.corpus_lines, settings.seed),
+                ..TaskData::default()
             }),
             DataSettings::CausalChains(settings) => Ok(causal_chains::data(settings)),
             DataSettings::SetMembership(settings) => Ok(set_membership::data(settings)),
@@ -388,6 +489,19 @@ impl Task {
                 let chat = self.chat_template(settings)?;
                 Ok(load_table(settings, path, chat.as_ref())?)
             }
+            DataSettings::Images(settings) => {
+                let folder = match (data, &settings.path) {
+                    (Some(data), Some(path)) => data.join(path),
+                    (Some(data), None) => data.to_owned(),
+                    (None, Some(path)) => self.found(path),
+                    (None, None) => {
+                        return Err(TaskError::NoDataPath {
+                            task: self.name.clone(),
+                        });
+                    }
+                };
+                Ok(settings.load(&folder)?)
+            }
             DataSettings::Mixture(mixture) => {
                 let mut all = TaskData::default();
                 for part in &mixture.parts {
@@ -395,6 +509,7 @@ impl Task {
                     all.train.extend(part.train);
                     all.test.extend(part.test);
                     all.corpus.push_str(&part.corpus);
+                    all.corpus_images.extend(part.corpus_images);
                 }
                 Ok(all)
             }
@@ -408,24 +523,25 @@ impl Task {
     /// model's context.
     pub fn prepare(&self, data: Option<&Path>) -> Result<PreparedTask, TaskError> {
         let data = self.data(data)?;
-        let (tokenizer, context) = self.tokenizer(&data)?;
-        let (train_tokens, train_cut) = tokenized(&tokenizer, &data.train, context)?;
-        let (test_tokens, test_cut) = tokenized(&tokenizer, &data.test, context)?;
+        let (tokenizer, reading) = self.tokenizer(&data)?;
+        let (train_tokens, train_cut) = tokenized(&tokenizer, &data.train, &reading)?;
+        let (test_tokens, test_cut) = tokenized(&tokenizer, &data.test, &reading)?;
         Ok(PreparedTask {
             task: self.clone(),
             train: Examples::new(data.train.iter().map(TextExample::to_example).collect())?,
             test: Examples::new(data.test.iter().map(TextExample::to_example).collect())?,
             train_tokens,
             test_tokens,
-            context,
+            reading,
             truncated: Truncated {
                 train: train_cut,
                 test: test_cut,
             },
             corpus_tokens: match self.model {
                 ModelChoice::Settings(_) => tokenizer.encode(&data.corpus)?,
-                ModelChoice::Folder(_) => Vec::new(),
+                ModelChoice::Folder(_) | ModelChoice::Images(_) => Vec::new(),
             },
+            corpus_examples: data.corpus_images.iter().map(Image::tokens).collect(),
             tokenizer,
         })
     }
@@ -450,19 +566,16 @@ impl Task {
 fn tokenized(
     tokenizer: &Tokenizer,
     examples: &[TextExample],
-    context: usize,
+    reading: &Reading,
 ) -> Result<(Vec<TokenizedExample>, usize), TokenizerError> {
     let mut truncated = 0;
-    let mut tokens = Vec::with_capacity(examples.len());
+    let mut all = Vec::with_capacity(examples.len());
     for example in examples {
-        let tokenized = tokenizer.example(example, context)?;
-        let is_full = tokenized.tokens.len() == context + 1;
-        if is_full && !example.truncation.is_refuse() {
-            truncated += usize::from(tokenizer.token_count(example)? > context + 1);
-        }
-        tokens.push(tokenized);
+        let (tokens, is_truncated) = tokenizer.tokenized(example, reading)?;
+        truncated += usize::from(is_truncated);
+        all.push(tokens);
     }
-    Ok((tokens, truncated))
+    Ok((all, truncated))
 }
 
 /// Why a task cannot be used.
@@ -494,14 +607,23 @@ pub enum TaskError {
         /// What is allowed.
         wanted: String,
     },
-    /// A table task without its file.
+    /// A task without its file or folder.
     #[error(
-        "task {task:?} reads its examples from a file: give it with --data FILE, or as data.path in the task file"
+        "task {task:?} reads its examples from a file or folder: give it with --data, or as data.path in the task file"
     )]
     NoDataPath {
         /// Name of the task.
         task: String,
     },
+    /// Images with what does not go with them.
+    #[error("{problem}")]
+    Images {
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// Images that cannot be read.
+    #[error(transparent)]
+    ImageSource(#[from] ImageSourceError),
     /// Conversations for a model that has no chat template.
     #[error(
         "task {task:?} has conversations (data.messages), but a model that is pre-trained here has no chat template: give one with data.chat_template = \"FILE\""

@@ -2,6 +2,7 @@
 
 use crate::chat::ChatTemplate;
 use crate::example::{Form, Loss, TextExample, Truncation};
+use crate::images::Image;
 use crate::rows::{self, Row};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -69,7 +70,7 @@ pub struct TableSettings {
     pub seed: u64,
 }
 
-/// Training and test examples, and text to pre-train on.
+/// Training and test examples, and what to pre-train on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TaskData {
     /// Training examples in id order.
@@ -78,6 +79,8 @@ pub struct TaskData {
     pub test: Vec<TextExample>,
     /// Text to pre-train on; none of it comes from a training or test example.
     pub corpus: String,
+    /// Images to pre-train on; none of them is a training or test example.
+    pub corpus_images: Vec<Image>,
 }
 
 impl TableSettings {

@@ -1,7 +1,7 @@
 //! Which parameters of a model are trained.
 
 use crate::decoder::{
-    Adapters, Decoder, Ia3, LayerPlaces, Linear, Lora, NormKind, Places, Positions, QkvPlaces,
+    Adapters, Decoder, Ia3, LayerPlaces, Lora, NormKind, Places, Positions, QkvPlaces,
 };
 use crate::settings::{SettingsError, at_least_one};
 use serde::{Deserialize, Serialize};
@@ -28,8 +28,8 @@ pub enum Trainable {
     /// # Reference
     /// Ben Zaken et al. 2022, "BitFit".
     Bitfit,
-    /// The last blocks, the norm behind them, and the output matrix if it is not the token
-    /// embedding.
+    /// The last blocks (of a decoder behind an encoder, its own), the norm behind them, and the
+    /// output matrix if it is not the token embedding.
     LastLayers {
         /// How many blocks, at least 1.
         layers: u32,
@@ -131,7 +131,7 @@ impl Trainable {
                     *chosen = name.ends_with(".bias");
                 }
                 let is_learned = matches!(decoder.positions, Positions::Learned { .. });
-                for layer in places.layers.iter().filter(|_| is_learned) {
+                for layer in places.stack.layers.iter().filter(|_| is_learned) {
                     if let QkvPlaces::Separate([_, key, _]) = layer.qkv
                         && let Some(bias) = key.bias
                     {
@@ -140,13 +140,14 @@ impl Trainable {
                 }
             }
             Self::LastLayers { layers } => {
-                let first = places.layers.len() - *layers as usize;
+                let all = &places.stack.layers;
                 // Everything behind the first of these blocks stands behind it in the layout, too.
-                let start = places.layers[first].attention_norm.weight;
+                let start = all[all.len() - *layers as usize].attention_norm.weight;
                 chosen[start..].fill(true);
             }
             Self::Lora(_) | Self::Ia3(_) => {
-                let linear = places.layers.iter().flat_map(matrices);
+                let layers = places.stacks().flat_map(|stack| &stack.layers);
+                let linear = layers.flat_map(LayerPlaces::matrices);
                 for adapter in linear.filter_map(|linear| linear.adapter) {
                     for &index in adapter.parameters() {
                         chosen[index] = true;
@@ -203,7 +204,7 @@ impl Ia3Settings {
         }
         let reaches = |end: &String, name: &str| is_named(name, end);
         let is_target = |name: &str| targets.iter().any(|target| reaches(target, name));
-        let known = decoder.adaptable();
+        let known = decoder.adaptable().concat();
         let stray = |end: &&String| {
             let mut named = known.iter().filter(|name| reaches(end, name));
             self.feedforward.is_some() && named.any(|name| !is_target(name))
@@ -225,7 +226,7 @@ impl Ia3Settings {
 /// Fails unless there are ends of names, and each is that of a matrix of the blocks.
 fn check_targets(setting: &str, ends: &[String], decoder: &Decoder) -> Result<(), SettingsError> {
     let known = decoder.adaptable();
-    let is_known = |end: &String| known.iter().any(|name| is_named(name, end));
+    let is_known = |end: &String| known.concat().iter().any(|name| is_named(name, end));
     let problem = match ends.iter().find(|end| !is_known(end)) {
         None if ends.is_empty() => format!("{setting} names no matrix"),
         None => return Ok(()),
@@ -233,7 +234,7 @@ fn check_targets(setting: &str, ends: &[String], decoder: &Decoder) -> Result<()
             "{setting}: {end:?} is no matrix of this model; there are {}",
             (known
                 .iter()
-                .map(|name| end_of(name, decoder))
+                .map(|names| end_of(names[0], decoder))
                 .collect::<Vec<_>>())
             .join(", ")
         ),
@@ -247,23 +248,14 @@ pub(crate) fn is_named(name: &str, end: &str) -> bool {
         .is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// The linear layers of a block.
-fn matrices(layer: &LayerPlaces) -> impl Iterator<Item = Linear> {
-    let qkv = match layer.qkv {
-        QkvPlaces::Fused(qkv) => vec![qkv],
-        QkvPlaces::Separate(parts) => parts.to_vec(),
-    };
-    let rest = [layer.attention_output, layer.mlp.up, layer.mlp.down];
-    qkv.into_iter().chain(layer.mlp.gate).chain(rest)
-}
-
-/// The shortest end of a matrix's name that no other matrix of the blocks has: `q_proj`, but of
+/// The shortest end of a matrix's name that no matrix with another task has: `q_proj`, but of
 /// GPT-2, which has two `c_proj`, `mlp.c_proj`.
 fn end_of(name: &str, decoder: &Decoder) -> String {
     let known = decoder.adaptable();
     let starts = name.rmatch_indices('.').map(|(dot, _)| dot + 1);
     let mut ends = starts.map(|start| &name[start..]);
-    let is_unique = |end: &&str| known.iter().filter(|known| is_named(known, end)).count() == 1;
+    let has = |names: &&Vec<&str>, end: &str| names.iter().any(|name| is_named(name, end));
+    let is_unique = |end: &&str| known.iter().filter(|names| has(names, end)).count() == 1;
     ends.find(is_unique).unwrap_or(name).to_owned()
 }
 

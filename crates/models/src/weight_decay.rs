@@ -15,7 +15,8 @@ pub enum WeightDecayGroups {
     /// To all, as PyTorch's optimisers do with one group.
     #[default]
     All,
-    /// To all but biases and the parameters of norms, as transformers' `Trainer` does.
+    /// To all but biases (those of relative positions included) and the parameters of norms, as
+    /// transformers' `Trainer` does.
     HuggingFace,
 }
 
@@ -27,10 +28,9 @@ impl WeightDecayGroups {
             return vec![true; specs.len()];
         }
         let mut decayed: Vec<bool> = (specs.iter())
-            .map(|spec| !spec.name.ends_with(".bias"))
+            .map(|spec| !spec.name.contains("bias"))
             .collect();
-        let of_blocks = (places.layers.iter()).flat_map(|l| [l.attention_norm, l.mlp_norm]);
-        for norm in of_blocks.chain(places.final_norm) {
+        for norm in places.norms() {
             decayed[norm.weight] = false;
         }
         decayed
@@ -52,7 +52,7 @@ mod tests {
         let text = std::fs::read_to_string(data.join("decay.json")).unwrap();
         let groups: BTreeMap<String, BTreeMap<String, Vec<String>>> =
             serde_json::from_str(&text).unwrap();
-        assert_eq!(groups.len(), 16);
+        assert_eq!(groups.len(), 20);
         for (folder, groups) in groups {
             let base = (folder.strip_suffix("_lora"))
                 .or(folder.strip_suffix("_ia3"))

@@ -1,7 +1,9 @@
 //! The parameters of a model outside LibTorch: names, shapes, values, fingerprint and file form.
 
-use crate::decoder::{Adapters, Decoder, DropoutRates, Places, layout};
+use crate::decoder::{Adapters, Decoder, Places, Structure, layout};
 use crate::hugging_face::{Config, ConfigError};
+use crate::images::ImageArchitecture;
+use crate::reading::Reading;
 use crate::settings::{ModelSettings, SettingsError, TokenizedExample, TokensError, check_dropout};
 use crate::trainable::Trainable;
 use rand::{RngExt, SeedableRng};
@@ -14,6 +16,13 @@ use simfluence_core::{Artifact, ArtifactError, Tensor};
 /// Version of the weights file.
 const FORMAT_VERSION: u32 = 1;
 
+/// Metadata of a file that holds the trained parameters only: fingerprint of the model that has the
+/// others.
+const BASE_MODEL: &str = "base_model";
+
+/// What the names of parameters start with in a file that a run resumes from.
+const IN_STATE: &str = "weights/";
+
 /// Offsets of the parameters are multiples of this many values (64 bytes of f32), so that every
 /// parameter is aligned for vector instructions.
 const ALIGNMENT: usize = 16;
@@ -24,7 +33,14 @@ const ALIGNMENT: usize = 16;
 pub struct Architecture {
     origin: Origin,
     trainable: Trainable,
-    decoder: Decoder,
+    body: Body,
+}
+
+/// What the model is made of.
+#[derive(Debug, Clone, PartialEq)]
+enum Body {
+    Decoder(Box<Decoder>),
+    Images(ImageArchitecture),
 }
 
 /// How an architecture stands in files.
@@ -40,7 +56,7 @@ fn is_full(trainable: &Trainable) -> bool {
     *trainable == Trainable::Full
 }
 
-/// What a decoder was made from.
+/// What a model was made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Origin {
@@ -53,6 +69,9 @@ enum Origin {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         dropout: Option<f64>,
     },
+    Images {
+        images: ImageArchitecture,
+    },
 }
 
 impl TryFrom<StoredArchitecture> for Architecture {
@@ -62,6 +81,7 @@ impl TryFrom<StoredArchitecture> for Architecture {
         let architecture = match stored.origin {
             Origin::Settings { model, vocabulary } => Self::new(model, vocabulary)?,
             Origin::HuggingFace { config, dropout } => Self::of_config(config, dropout)?,
+            Origin::Images { images } => Self::of_images(images),
         };
         Ok(architecture.with_trainable(stored.trainable)?)
     }
@@ -104,7 +124,7 @@ impl Architecture {
             });
         }
         Ok(Self {
-            decoder: model.decoder(vocabulary),
+            body: Body::Decoder(Box::new(model.decoder(vocabulary))),
             trainable: Trainable::Full,
             origin: Origin::Settings { model, vocabulary },
         })
@@ -119,17 +139,22 @@ impl Architecture {
         let mut decoder = config.decoder()?;
         if let Some(probability) = dropout {
             check_dropout(probability)?;
-            decoder.dropout = DropoutRates {
-                embedding: probability,
-                residual: probability,
-                attention: probability,
-            };
+            decoder.dropout = decoder.structure.dropout(probability);
         }
         Ok(Self {
-            decoder,
+            body: Body::Decoder(Box::new(decoder)),
             trainable: Trainable::Full,
             origin: Origin::HuggingFace { config, dropout },
         })
+    }
+
+    /// The architecture of a network on images.
+    pub fn of_images(images: ImageArchitecture) -> Self {
+        Self {
+            body: Body::Images(images.clone()),
+            trainable: Trainable::Full,
+            origin: Origin::Images { images },
+        }
     }
 
     /// The same model of which other parameters are trained; with [`Trainable::Lora`] or
@@ -138,7 +163,10 @@ impl Architecture {
     /// # Errors
     /// Settings out of range, or that this model has no parameters for.
     pub fn with_trainable(mut self, trainable: Trainable) -> Result<Self, SettingsError> {
-        self.decoder.adapters = trainable.adapters(&self.decoder)?;
+        match &mut self.body {
+            Body::Decoder(decoder) => decoder.adapters = trainable.adapters(decoder)?,
+            Body::Images(images) => images.check_trainable(&trainable)?,
+        }
         self.trainable = trainable;
         Ok(self)
     }
@@ -150,28 +178,77 @@ impl Architecture {
 
     /// Whether each parameter of the layout is trained.
     pub(crate) fn chosen(&self) -> Vec<bool> {
-        let (layout, places) = layout(&self.decoder);
+        let decoder = match &self.body {
+            Body::Decoder(decoder) => decoder,
+            Body::Images(images) => return images.chosen(&self.trainable),
+        };
+        let (layout, places) = layout(decoder);
         let names: Vec<&str> = layout.specs().iter().map(|s| s.name.as_str()).collect();
-        self.trainable.choose(&self.decoder, &names, &places)
+        self.trainable.choose(decoder, &names, &places)
     }
 
-    /// What the model is made of.
+    /// What a model of texts is made of.
+    ///
+    /// # Panics
+    /// The architecture is a network on images ([`Architecture::images`]).
     pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+        match &self.body {
+            Body::Decoder(decoder) => decoder,
+            Body::Images(_) => panic!("a network on images has no decoder"),
+        }
+    }
+
+    /// What a network on images is made of; `None` of a model of texts.
+    pub fn images(&self) -> Option<&ImageArchitecture> {
+        match &self.body {
+            Body::Decoder(_) => None,
+            Body::Images(images) => Some(images),
+        }
+    }
+
+    /// Tokens, or pixels, that the model reads at once.
+    pub fn context(&self) -> usize {
+        match &self.body {
+            Body::Decoder(decoder) => decoder.context as usize,
+            Body::Images(images) => images.size().pixels(),
+        }
+    }
+
+    /// How the model takes examples in.
+    pub fn reading(&self) -> Reading {
+        let decoder = match &self.body {
+            Body::Decoder(decoder) => decoder,
+            Body::Images(images) => return Reading::Image(images.size()),
+        };
+        let context = decoder.context as usize;
+        match decoder.structure {
+            Structure::Causal => Reading::Text { context },
+            Structure::EncoderDecoder { .. } => Reading::PromptAndAnswer { context },
+        }
     }
 
     /// Checks that the model can read an example.
     ///
     /// # Errors
-    /// See [`TokenizedExample::check`].
+    /// See [`TokenizedExample::check`]; of a network on images, an example that is no image of its
+    /// size and classes.
     pub fn check(&self, example: &TokenizedExample) -> Result<(), TokensError> {
-        example.check(self.decoder.vocabulary, self.decoder.context)
+        match &self.body {
+            Body::Decoder(decoder) => {
+                let (vocabulary, context) = (decoder.vocabulary, decoder.context);
+                match decoder.structure {
+                    Structure::Causal => example.check(vocabulary, context),
+                    Structure::EncoderDecoder { .. } => example.check_parts(vocabulary, context),
+                }
+            }
+            Body::Images(images) => images.check(example),
+        }
     }
 
     /// The `config.json` of a model that came with one.
     pub fn config(&self) -> Option<&Config> {
         match &self.origin {
-            Origin::Settings { .. } => None,
+            Origin::Settings { .. } | Origin::Images { .. } => None,
             Origin::HuggingFace { config, .. } => Some(config),
         }
     }
@@ -225,7 +302,10 @@ pub struct Layout {
 impl Layout {
     /// The layout of an architecture.
     pub fn new(architecture: &Architecture) -> Self {
-        layout(&architecture.decoder).0
+        match &architecture.body {
+            Body::Decoder(decoder) => layout(decoder).0,
+            Body::Images(images) => images.layout(),
+        }
     }
 
     /// The layout of parameters with these names and shapes.
@@ -284,17 +364,28 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Random initial weights, drawn from ChaCha8 with `seed` only: matrices
-    /// `N(0, 1/(3·fan-in))`, those that write to the residual stream divided by `√(2·layers)`,
+    /// Random initial weights, drawn from ChaCha8 with `seed` only: matrices, kernels included,
+    /// `N(0, 1/(3·fan-in))`, those of a decoder that write to the residual stream divided by `√(2·layers)`,
     /// embeddings `N(0, 0.02²)`, norms 1, biases 0.
     ///
     /// # Reference
     /// Radford et al. 2019, section 2.3 (the scale of the residual layers).
     pub fn random(architecture: &Architecture, seed: u64) -> Self {
-        let (layout, places) = layout(&architecture.decoder);
+        let (layout, initial) = match &architecture.body {
+            Body::Decoder(decoder) => {
+                let (layout, places) = layout(decoder);
+                let initial = initial_values(&layout, &places);
+                (layout, initial)
+            }
+            Body::Images(images) => {
+                let layout = images.layout();
+                let initial = matrices_and_biases(&layout);
+                (layout, initial)
+            }
+        };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut flat = vec![0.0; layout.flat_len()];
-        for (spec, initial) in layout.specs().iter().zip(initial_values(&layout, &places)) {
+        for (spec, initial) in layout.specs().iter().zip(initial) {
             let values = &mut flat[spec.offset..spec.offset + spec.len()];
             match initial {
                 Initial::Constant(value) => values.fill(value),
@@ -397,8 +488,14 @@ impl Weights {
         match &self.architecture.origin {
             Origin::Settings { model, .. } => hash.update(format!("heads {}", model.heads)),
             Origin::HuggingFace { config, .. } => hash.update(config.essence()),
+            // Besides the shapes of the parameters.
+            Origin::Images { images } => {
+                hash.update(format!("images {} {:?}", images.size(), images.settings()))
+            }
         }
-        if let Some(Adapters::Lora(lora)) = &self.architecture.decoder.adapters {
+        if let Body::Decoder(decoder) = &self.architecture.body
+            && let Some(Adapters::Lora(lora)) = &decoder.adapters
+        {
             hash.update(format!("\nadapters times {}", lora.scale));
         }
         for spec in self.layout.specs() {
@@ -417,7 +514,7 @@ impl Weights {
     pub fn to_artifact(&self) -> Artifact {
         let mut artifact = Artifact::new("weights", FORMAT_VERSION);
         artifact.set_json("architecture", &self.architecture);
-        self.write_tensors(&mut artifact, "");
+        self.write_chosen(&mut artifact, "", &vec![true; self.layout.specs().len()]);
         artifact
     }
 
@@ -432,19 +529,75 @@ impl Weights {
         Self::read_tensors(&architecture, artifact, "")
     }
 
-    /// The parameters in what a run resumes from (a file of kind `training_state`).
+    /// The parameters in what a run resumes from (a file of kind `training_state`), without the
+    /// optimiser's state: what attribution needs, and at most a third of the size.
     ///
     /// # Errors
-    /// As [`Weights::from_artifact`].
-    pub fn from_training_state(artifact: &Artifact) -> Result<Self, WeightsError> {
-        artifact.expect("training_state", FORMAT_VERSION)?;
-        let architecture: Architecture = artifact.json("architecture")?;
-        Self::read_tensors(&architecture, artifact, "weights/")
+    /// Another kind of file.
+    pub fn without_optimizer(state: Artifact) -> Result<Artifact, WeightsError> {
+        state.expect("training_state", FORMAT_VERSION)?;
+        let mut artifact = Artifact::new("weights", FORMAT_VERSION);
+        for name in ["architecture", BASE_MODEL] {
+            if let Some(text) = state.metadata.get(name) {
+                artifact.metadata.insert(name.to_owned(), text.clone());
+            }
+        }
+        for (name, tensor) in state.tensors {
+            if let Some(name) = name.strip_prefix(IN_STATE) {
+                artifact.tensors.insert(name.to_owned(), tensor);
+            }
+        }
+        Ok(artifact)
     }
 
-    /// Adds one array per parameter, named `prefix` + the parameter's name.
-    pub(crate) fn write_tensors(&self, artifact: &mut Artifact, prefix: &str) {
-        for spec in self.layout.specs() {
+    /// The model in a checkpoint of a run, which may also be what the run resumes from (a file of
+    /// kind `training_state`). `base` is the model that the run started from; it is asked for
+    /// where the file holds the trained parameters only.
+    ///
+    /// # Errors
+    /// As [`Weights::from_artifact`]; another base model than the run's; what `base` fails with.
+    pub fn from_checkpoint<E: From<WeightsError>>(
+        artifact: &Artifact,
+        base: impl FnOnce() -> Result<Self, E>,
+    ) -> Result<Self, E> {
+        let kind = artifact.metadata.get("kind").map(String::as_str);
+        let (kind, prefix) = match kind {
+            Some("training_state") => ("training_state", IN_STATE),
+            _ => ("weights", ""),
+        };
+        let expected = artifact.expect(kind, FORMAT_VERSION);
+        expected.map_err(WeightsError::from)?;
+        let architecture: Architecture =
+            artifact.json("architecture").map_err(WeightsError::from)?;
+        let wanted = artifact.metadata.get(BASE_MODEL);
+        let Some(wanted) = wanted else {
+            return Ok(Self::read_tensors(&architecture, artifact, prefix)?);
+        };
+        let base = base()?;
+        let got = base.fingerprint();
+        if got != *wanted || base.architecture != architecture {
+            let expected = wanted.clone();
+            return Err(WeightsError::Base { expected, got }.into());
+        }
+        let mut weights = base;
+        weights.read_trained(artifact, prefix)?;
+        Ok(weights)
+    }
+
+    /// Adds the trained parameters to what a run resumes from; if there are others, also that they
+    /// are those of the model with the fingerprint `base`.
+    pub(crate) fn write_trained(&self, artifact: &mut Artifact, base: &str) {
+        let chosen = self.architecture.chosen();
+        if !chosen.iter().all(|&is_trained| is_trained) {
+            artifact.metadata.insert(BASE_MODEL.into(), base.to_owned());
+        }
+        self.write_chosen(artifact, IN_STATE, &chosen);
+    }
+
+    /// Adds one array per chosen parameter, named `prefix` + the parameter's name.
+    fn write_chosen(&self, artifact: &mut Artifact, prefix: &str, chosen: &[bool]) {
+        let specs = self.layout.specs().iter().zip(chosen);
+        for (spec, _) in specs.filter(|(_, is_chosen)| **is_chosen) {
             let tensor = Tensor::F32 {
                 shape: spec.shape.clone(),
                 values: self.flat[spec.offset..spec.offset + spec.len()].to_vec(),
@@ -456,7 +609,7 @@ impl Weights {
     }
 
     /// Reads what [`Weights::write_tensors`] wrote.
-    pub(crate) fn read_tensors(
+    fn read_tensors(
         architecture: &Architecture,
         artifact: &Artifact,
         prefix: &str,
@@ -473,6 +626,17 @@ impl Weights {
             flat,
         })
     }
+
+    /// Replaces the trained parameters by those of a file.
+    fn read_trained(&mut self, artifact: &Artifact, prefix: &str) -> Result<(), WeightsError> {
+        for (spec, is_trained) in self.layout.specs().iter().zip(self.architecture.chosen()) {
+            if is_trained {
+                let values = artifact.f32s(&format!("{prefix}{}", spec.name), &spec.shape)?;
+                self.flat[spec.offset..spec.offset + spec.len()].copy_from_slice(values);
+            }
+        }
+        Ok(())
+    }
 }
 
 enum Initial {
@@ -480,30 +644,39 @@ enum Initial {
     Normal(f64),
 }
 
-/// What each parameter starts from.
-fn initial_values(layout: &Layout, places: &Places) -> Vec<Initial> {
-    let specs = layout.specs();
-    let mut initial: Vec<Initial> = (specs.iter())
+/// Matrices from a normal distribution, everything else from 0.
+fn matrices_and_biases(layout: &Layout) -> Vec<Initial> {
+    (layout.specs().iter())
         .map(|spec| match spec.shape[..] {
             [_, fan_in] => Initial::Normal(1.0 / (3.0 * fan_in as f64).sqrt()),
             _ => Initial::Constant(0.0),
         })
-        .collect();
-    let embeddings = [places.token_embedding, places.output];
-    for index in embeddings.into_iter().chain(places.position_embedding) {
+        .collect()
+}
+
+/// What each parameter of a decoder starts from.
+fn initial_values(layout: &Layout, places: &Places) -> Vec<Initial> {
+    let specs = layout.specs();
+    let mut initial = matrices_and_biases(layout);
+    let embeddings = [places.token_embedding, places.output.weight];
+    let relative = places.stacks().filter_map(|stack| stack.relative_bias);
+    for index in (embeddings.into_iter().chain(places.position_embedding)).chain(relative) {
         initial[index] = Initial::Normal(0.02);
     }
-    let depth = (2.0 * places.layers.len() as f64).sqrt();
-    for layer in &places.layers {
-        for norm in [layer.attention_norm, layer.mlp_norm] {
-            initial[norm.weight] = Initial::Constant(1.0);
-        }
-        for written in [layer.attention_output, layer.mlp.down] {
-            let fan_in = specs[written.weight].shape[1] as f64;
-            initial[written.weight] = Initial::Normal(1.0 / (3.0 * fan_in).sqrt() / depth);
+    for stack in places.stacks() {
+        let depth = (2.0 * stack.layers.len() as f64).sqrt();
+        for layer in &stack.layers {
+            let cross = layer.cross.map(|cross| cross.output);
+            for written in [layer.attention_output, layer.mlp.down]
+                .into_iter()
+                .chain(cross)
+            {
+                let fan_in = specs[written.weight].shape[1] as f64;
+                initial[written.weight] = Initial::Normal(1.0 / (3.0 * fan_in).sqrt() / depth);
+            }
         }
     }
-    if let Some(norm) = places.final_norm {
+    for norm in places.norms() {
         initial[norm.weight] = Initial::Constant(1.0);
     }
     initial
@@ -519,6 +692,16 @@ pub enum WeightsError {
         expected: usize,
         /// Values given.
         got: usize,
+    },
+    /// A checkpoint with the trained parameters only, and another base model.
+    #[error(
+        "the checkpoint holds the trained parameters only; the others are those of the base model with fingerprint {expected}, but this one has {got}"
+    )]
+    Base {
+        /// Fingerprint of the run's base model.
+        expected: String,
+        /// That of the model given.
+        got: String,
     },
     /// The file.
     #[error(transparent)]
@@ -586,5 +769,38 @@ mod tests {
         artifact.tensors.remove("layers.1.mlp.up.bias");
         let message = Weights::from_artifact(&artifact).unwrap_err().to_string();
         assert!(message.contains("layers.1.mlp.up.bias"), "{message}");
+    }
+
+    #[test]
+    fn checkpoints_hold_the_trained_parameters_and_name_the_model_that_has_the_others() {
+        let whole = Weights::random(&architecture(false), 3);
+        let (last, all) = (Trainable::LastLayers { layers: 1 }, Trainable::Full);
+        for (trainable, is_whole) in [(last, false), (all, true)] {
+            let base = whole.with_trainable(trainable).unwrap();
+            let chosen = base.architecture.chosen();
+            let mut trained = base.clone();
+            for (spec, _) in base.layout.specs().iter().zip(&chosen).filter(|(_, c)| **c) {
+                trained.flat[spec.offset] += 1.0;
+            }
+            let mut state = Artifact::new("training_state", FORMAT_VERSION);
+            state.set_json("architecture", &trained.architecture);
+            trained.write_trained(&mut state, &base.fingerprint());
+            let file = Weights::without_optimizer(state.clone()).unwrap();
+            let count = chosen.iter().filter(|chosen| **chosen).count();
+            assert_eq!(file.tensors.len(), count);
+            assert_eq!(count == chosen.len(), is_whole);
+            for artifact in [&state, &file] {
+                let read = |base: &Weights| {
+                    Weights::from_checkpoint(artifact, || Ok::<_, WeightsError>(base.clone()))
+                };
+                assert_eq!(read(&base).unwrap(), trained);
+                let other = Weights::random(&architecture(false), 4);
+                let other = other.with_trainable(base.architecture.trainable.clone());
+                match read(&other.unwrap()) {
+                    Ok(weights) => assert!(is_whole && weights == trained),
+                    Err(error) => assert!(!is_whole && error.to_string().contains("fingerprint")),
+                }
+            }
+        }
     }
 }

@@ -5,14 +5,14 @@
 use safetensors::{Dtype, SafeTensors};
 use simfluence_core::Optimizer;
 use simfluence_models::{
-    EvaluationSet, Model, TokenizedExample, Transformer, Updater, Weights, hugging_face,
+    EvaluationSet, Model, Network, TokenizedExample, Updater, Weights, hugging_face,
     per_example_gradients, weighted_gradient,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-const FOLDERS: [&str; 16] = [
+const FOLDERS: [&str; 20] = [
     "gpt2",
     "opt",
     "opt_post_norm",
@@ -22,6 +22,8 @@ const FOLDERS: [&str; 16] = [
     "mistral",
     "qwen2",
     "phi3",
+    "t5",
+    "t5_gated",
     "gpt2_lora",
     "llama_lora",
     "phi3_lora",
@@ -29,6 +31,8 @@ const FOLDERS: [&str; 16] = [
     "llama_ia3",
     "opt_ia3",
     "gpt_neox_ia3",
+    "t5_lora",
+    "t5_gated_ia3",
 ];
 
 fn data() -> PathBuf {
@@ -82,7 +86,7 @@ impl Reference {
     }
 
     /// Largest distance of a flat vector from the arrays `prefix/NAME` of all parameters.
-    fn distance(&self, prefix: &str, model: &Transformer, flat: &Tensor) -> f64 {
+    fn distance(&self, prefix: &str, model: &Network, flat: &Tensor) -> f64 {
         let mut worst: f64 = 0.0;
         for spec in model.layout().specs() {
             let expected = &self.0[&format!("{prefix}/{}", spec.name)];
@@ -103,7 +107,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 /// Distances of logits, losses and gradients.
 fn distances(folder: &str, kind: Kind) -> [f64; 4] {
     let reference = Reference::of(folder);
-    let model = Transformer::with_kind(&weights(folder), Device::Cpu, kind);
+    let model = Network::with_kind(&weights(folder), Device::Cpu, kind);
     let examples = examples();
     let batch = model.batch(&examples.iter().collect::<Vec<_>>());
     let outputs = tch::no_grad(|| model.outputs(&batch, None));
@@ -144,7 +148,7 @@ fn ref_logits_losses_and_gradients_are_those_of_transformers() {
 fn ref_evaluation_gives_the_losses_of_transformers() {
     for folder in FOLDERS {
         let reference = Reference::of(folder);
-        let model = Transformer::new(&weights(folder), Device::Cpu);
+        let model = Network::new(&weights(folder), Device::Cpu);
         let set = EvaluationSet::new(examples(), 2);
         let got = Tensor::from_slice(&set.evaluate(&model).unwrap().losses);
         assert!(distance(&got, &reference.0["losses"]) < 1e-5, "{folder}");
@@ -163,7 +167,7 @@ fn ref_one_step_of_adamw_is_that_of_pytorch() {
         let reference = Reference::of(folder);
         // The reference is kept in 32 bits, which round values below 4 by at most 2^-23.
         for (kind, tolerance) in [(Kind::Double, 1.25e-7), (Kind::Float, 1e-6)] {
-            let model = Transformer::with_kind(&weights(folder), Device::Cpu, kind);
+            let model = Network::with_kind(&weights(folder), Device::Cpu, kind);
             let examples = examples();
             let batch = model.batch(&examples.iter().collect::<Vec<_>>());
             let loss = model.outputs(&batch, None).losses().mean(kind);
@@ -178,7 +182,7 @@ fn ref_one_step_of_adamw_is_that_of_pytorch() {
 #[test]
 fn ref_gradients_of_each_example_are_those_of_one_backward_pass() {
     for folder in FOLDERS {
-        let model = Transformer::with_kind(&weights(folder), Device::Cpu, Kind::Double);
+        let model = Network::with_kind(&weights(folder), Device::Cpu, Kind::Double);
         let examples = examples();
         let each = per_example_gradients(&model, &examples).unwrap();
         for (k, example) in examples.iter().enumerate() {

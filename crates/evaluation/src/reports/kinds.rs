@@ -46,7 +46,7 @@ impl InfluenceByKind {
         set_header(
             &mut table,
             [
-                "training sequence".to_owned(),
+                "trained on".to_owned(),
                 "queries".to_owned(),
                 "own unit".to_owned(),
                 "other units".to_owned(),

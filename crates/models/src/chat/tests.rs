@@ -66,6 +66,7 @@ fn ref_texts_are_those_of_transformers() {
 #[test]
 fn ref_tokens_of_a_conversation_are_those_of_transformers() {
     use crate::example::{Form, TextExample};
+    use crate::reading::Reading;
     use crate::tokenizer::Tokenizer;
     let tokenizer = Tokenizer::load(&data("../text")).unwrap();
     for row in renderings().into_iter().filter(|row| row.tokens.is_some()) {
@@ -80,7 +81,7 @@ fn ref_tokens_of_a_conversation_are_those_of_transformers() {
             form,
             ..TextExample::default()
         };
-        let tokens = tokenizer.example(&example, 1000).unwrap();
+        let tokens = (tokenizer.example(&example, &Reading::Text { context: 1000 })).unwrap();
         assert_eq!(
             Some(&tokens.tokens),
             row.tokens.as_ref(),

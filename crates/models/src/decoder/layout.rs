@@ -1,6 +1,6 @@
 //! The parameters of a decoder in their fixed order, and which of them each part uses.
 
-use super::{Adapters, Decoder, Gate, NormKind, Positions, Projection};
+use super::{Adapters, Decoder, Gate, Names, NormKind, Positions, Projection, Structure};
 use crate::trainable::is_named;
 use crate::weights::Layout;
 
@@ -54,14 +54,25 @@ pub struct Places {
     pub position_embedding: Option<usize>,
     /// From the token embedding to the residual stream.
     pub project_in: Option<Linear>,
+    /// The encoder in front of the decoder.
+    pub encoder: Option<StackPlaces>,
+    /// The blocks.
+    pub stack: StackPlaces,
+    /// From the residual stream to the width of the token embedding.
+    pub project_out: Option<Linear>,
+    /// Output matrix, `[vocabulary × embedding width]`; the token embedding where it is tied.
+    pub output: Linear,
+}
+
+/// Where the parameters of blocks that follow each other stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StackPlaces {
+    /// Numbers that relative positions add to the attention's scores, `[buckets × heads]`.
+    pub relative_bias: Option<usize>,
     /// The blocks.
     pub layers: Vec<LayerPlaces>,
     /// Norm behind the last block.
     pub final_norm: Option<Affine>,
-    /// From the residual stream to the width of the token embedding.
-    pub project_out: Option<Linear>,
-    /// Output matrix, `[vocabulary × embedding width]`; the token embedding where it is tied.
-    pub output: usize,
 }
 
 /// Where the parameters of a block stand.
@@ -73,10 +84,63 @@ pub struct LayerPlaces {
     pub qkv: QkvPlaces,
     /// Output of the attention.
     pub attention_output: Linear,
+    /// Attention to what the encoder gives.
+    pub cross: Option<CrossPlaces>,
     /// Norm of the MLP.
     pub mlp_norm: Affine,
     /// The MLP.
     pub mlp: MlpPlaces,
+}
+
+/// Attention to what the encoder gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CrossPlaces {
+    /// Its norm.
+    pub norm: Affine,
+    /// Queries, keys and values.
+    pub qkv: [Linear; 3],
+    /// Its output.
+    pub output: Linear,
+}
+
+impl Places {
+    /// The stacks: the encoder's and the decoder's.
+    pub fn stacks(&self) -> impl Iterator<Item = &StackPlaces> {
+        self.encoder.iter().chain([&self.stack])
+    }
+
+    /// All norms.
+    pub fn norms(&self) -> impl Iterator<Item = Affine> {
+        self.stacks().flat_map(|stack| {
+            let of_blocks = stack.layers.iter().flat_map(LayerPlaces::norms);
+            of_blocks.chain(stack.final_norm)
+        })
+    }
+}
+
+impl LayerPlaces {
+    fn norms(&self) -> impl Iterator<Item = Affine> {
+        let cross = self.cross.map(|cross| cross.norm);
+        [self.attention_norm, self.mlp_norm]
+            .into_iter()
+            .chain(cross)
+    }
+
+    /// The linear layers.
+    pub fn matrices(&self) -> Vec<Linear> {
+        let mut all = match self.qkv {
+            QkvPlaces::Fused(qkv) => vec![qkv],
+            QkvPlaces::Separate(parts) => parts.to_vec(),
+        };
+        all.push(self.attention_output);
+        if let Some(cross) = self.cross {
+            all.extend(cross.qkv);
+            all.push(cross.output);
+        }
+        all.extend(self.mlp.gate);
+        all.extend([self.mlp.up, self.mlp.down]);
+        all
+    }
 }
 
 /// Queries, keys and values.
@@ -101,8 +165,9 @@ pub struct MlpPlaces {
 
 /// The layout of a decoder's parameters, and where each part's stand in it.
 ///
-/// Blocks follow each other; within one: norm, queries-keys-values, output, norm, gate, up, down,
-/// each matrix with its bias and its adapter right behind it.
+/// Blocks follow each other, an encoder's first; within one: norm, queries-keys-values, output, the
+/// same of the attention to an encoder, norm, gate, up, down, each matrix with its bias and its
+/// adapter right behind it.
 pub fn layout(decoder: &Decoder) -> (Layout, Places) {
     let mut builder = Builder {
         decoder,
@@ -132,66 +197,110 @@ impl Builder<'_> {
                 let rows = (offset + decoder.context) as usize;
                 Some(self.embedding(names.position_embedding, [rows, width]))
             }
-            Positions::Rotary(_) => None,
+            Positions::Rotary(_) | Positions::Relative(_) => None,
         };
         let project_in =
             is_projected.then(|| self.linear(names.project_in, [width, embedding[1]], false));
-        let layers = (0..decoder.layers).map(|layer| self.layer(layer)).collect();
-        let final_norm = (decoder.has_final_norm).then(|| self.norm(names.final_norm));
+        let encoder = match (decoder.structure, names.encoder) {
+            (Structure::EncoderDecoder { layers, .. }, Some(names)) => {
+                Some(self.stack(names, layers))
+            }
+            _ => None,
+        };
+        let stack = self.stack(names, decoder.layers);
         let project_out =
             is_projected.then(|| self.linear(names.project_out, [embedding[1], width], false));
         let output = match decoder.tied_output {
-            true => token_embedding,
-            false => self.linear(names.output, embedding, false).weight,
+            true => Linear {
+                weight: token_embedding,
+                bias: None,
+                adapter: None,
+            },
+            false => self.linear(names.output, embedding, false),
         };
         Places {
             token_embedding,
             position_embedding,
             project_in,
-            layers,
-            final_norm,
+            encoder,
+            stack,
             project_out,
             output,
         }
     }
 
-    fn layer(&mut self, layer: u32) -> LayerPlaces {
-        let (decoder, names) = (self.decoder, &self.decoder.names);
-        let width = decoder.width as usize;
+    fn stack(&mut self, names: &Names, layers: u32) -> StackPlaces {
+        let relative_bias = match self.decoder.positions {
+            Positions::Relative(positions) => {
+                let shape = [positions.buckets, self.decoder.attention.heads];
+                Some(self.embedding(names.relative_bias, shape.map(|n| n as usize)))
+            }
+            Positions::Learned { .. } | Positions::Rotary(_) => None,
+        };
+        StackPlaces {
+            relative_bias,
+            layers: (0..layers).map(|layer| self.layer(names, layer)).collect(),
+            final_norm: (self.decoder.has_final_norm).then(|| self.norm(names.final_norm)),
+        }
+    }
+
+    fn layer(&mut self, names: &Names, layer: u32) -> LayerPlaces {
         let at = |name: &str| name.replace("{}", &layer.to_string());
         LayerPlaces {
             attention_norm: self.norm(&at(names.attention_norm)),
-            qkv: self.qkv(&at),
-            attention_output: {
-                let attended = (decoder.attention.heads * decoder.attention.head_width) as usize;
-                let has_bias = decoder.attention.has_output_bias;
-                self.adaptable(&at(names.attention_output), [width, attended], has_bias)
-            },
+            qkv: self.qkv(names, &at),
+            attention_output: self.attention_output(&at(names.attention_output)),
+            cross: (!names.cross_norm.is_empty()).then(|| CrossPlaces {
+                norm: self.norm(&at(names.cross_norm)),
+                qkv: self.separate([names.cross_query, names.cross_key, names.cross_value], &at),
+                output: self.attention_output(&at(names.cross_output)),
+            }),
             mlp_norm: self.norm(&at(names.mlp_norm)),
-            mlp: self.mlp(&at),
+            mlp: self.mlp(names, &at),
         }
     }
 
-    fn qkv(&mut self, at: &dyn Fn(&str) -> String) -> QkvPlaces {
-        let (attention, names) = (&self.decoder.attention, &self.decoder.names);
-        let (width, has_bias) = (self.decoder.width as usize, attention.has_bias);
-        let rows = |heads: u32| (heads * attention.head_width) as usize;
-        let (queries, keys) = (rows(attention.heads), rows(attention.key_value_heads));
+    fn attention_output(&mut self, name: &str) -> Linear {
+        let (width, attention) = (self.decoder.width as usize, &self.decoder.attention);
+        let attended = (attention.heads * attention.head_width) as usize;
+        self.adaptable(name, [width, attended], attention.has_output_bias)
+    }
+
+    fn qkv(&mut self, names: &Names, at: &dyn Fn(&str) -> String) -> QkvPlaces {
+        let attention = &self.decoder.attention;
         match attention.projection {
             Projection::Fused | Projection::FusedByHead => {
-                let shape = [queries + 2 * keys, width];
-                QkvPlaces::Fused(self.adaptable(&at(names.qkv), shape, has_bias))
+                let [queries, keys] = self.rows();
+                let shape = [queries + 2 * keys, self.decoder.width as usize];
+                QkvPlaces::Fused(self.adaptable(&at(names.qkv), shape, attention.has_bias))
             }
-            Projection::Separate => QkvPlaces::Separate([
-                self.adaptable(&at(names.query), [queries, width], has_bias),
-                self.adaptable(&at(names.key), [keys, width], has_bias),
-                self.adaptable(&at(names.value), [keys, width], has_bias),
-            ]),
+            Projection::Separate => {
+                QkvPlaces::Separate(self.separate([names.query, names.key, names.value], at))
+            }
         }
     }
 
-    fn mlp(&mut self, at: &dyn Fn(&str) -> String) -> MlpPlaces {
-        let (mlp, names) = (&self.decoder.mlp, &self.decoder.names);
+    /// Queries, keys and values in three matrices.
+    fn separate(&mut self, names: [&str; 3], at: &dyn Fn(&str) -> String) -> [Linear; 3] {
+        let (width, has_bias) = (self.decoder.width as usize, self.decoder.attention.has_bias);
+        let [queries, keys] = self.rows();
+        let [query, key, value] = names.map(at);
+        [
+            self.adaptable(&query, [queries, width], has_bias),
+            self.adaptable(&key, [keys, width], has_bias),
+            self.adaptable(&value, [keys, width], has_bias),
+        ]
+    }
+
+    /// Rows of the matrices of queries, and of keys or values.
+    fn rows(&self) -> [usize; 2] {
+        let attention = &self.decoder.attention;
+        [attention.heads, attention.key_value_heads]
+            .map(|heads| (heads * attention.head_width) as usize)
+    }
+
+    fn mlp(&mut self, names: &Names, at: &dyn Fn(&str) -> String) -> MlpPlaces {
+        let mlp = &self.decoder.mlp;
         let (outer, inner) = (self.decoder.width as usize, mlp.width as usize);
         let (gate, up) = match mlp.gate {
             Gate::Absent => (

@@ -1,31 +1,39 @@
-//! What a decoder-only transformer is made of, and where its parameters stand.
+//! What a transformer is made of, and where its parameters stand.
 //!
 //! A [`Decoder`] says everything that the forward pass needs to know besides the values of the
 //! parameters: the models that are pre-trained here and those of Hugging Face checkpoints are
-//! settings of the same one.
+//! settings of the same one. Most are decoders alone; [`Structure`] says what else there is.
 //!
 //! With `N₁`, `N₂` the norms of a block, `A` its attention and `M` its MLP, a block is
 //!
 //! - [`NormPlace::Before`]: `h ← h + A(N₁(h))`, `h ← h + M(N₂(h))`,
 //! - the same with [`Decoder::is_parallel`]: `h ← h + A(N₁(h)) + M(N₂(h))`,
 //! - [`NormPlace::After`]: `h ← N₁(h + A(h))`, `h ← N₂(h + M(h))`.
+//!
+//! A decoder behind an encoder has between the two `h ← h + C(N₃(h), e)`: attention whose keys and
+//! values are made of what the encoder gives, `e`.
 
 mod layout;
 mod names;
 
-pub use layout::{Adapter, Affine, LayerPlaces, Linear, MlpPlaces, Places, QkvPlaces, layout};
+pub use layout::{
+    Adapter, Affine, CrossPlaces, LayerPlaces, Linear, MlpPlaces, Places, QkvPlaces, StackPlaces,
+    layout,
+};
 pub use names::Names;
 
 use serde::Serialize;
 
-/// A decoder-only transformer.
+/// A transformer: a decoder, alone or behind an encoder.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Decoder {
+    /// What it reads and what it predicts.
+    pub structure: Structure,
     /// Number of tokens.
     pub vocabulary: u32,
-    /// Longest input in tokens.
+    /// Longest input in tokens; of an encoder and its decoder, of each.
     pub context: u32,
-    /// Number of blocks.
+    /// Number of blocks, without those of an encoder.
     pub layers: u32,
     /// Width of the residual stream.
     pub width: u32,
@@ -48,12 +56,50 @@ pub struct Decoder {
     pub mlp: Mlp,
     /// Whether the output matrix is the token embedding.
     pub tied_output: bool,
+    /// Whether what the output matrix reads is divided by `√width`.
+    pub is_output_scaled: bool,
     /// Dropout in training.
     pub dropout: DropoutRates,
     /// Parameters that stand beside its own and change what its matrices do.
     pub adapters: Option<Adapters>,
     /// What the parameters are called.
     pub names: Names,
+}
+
+/// What a transformer reads and what it predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Structure {
+    /// A text from left to right, each next token predicted from those before.
+    Causal,
+    /// An encoder, of the same kind of blocks, reads the prompt in both directions; the decoder
+    /// sees all of it and predicts the answer from left to right.
+    EncoderDecoder {
+        /// Blocks of the encoder.
+        layers: u32,
+        /// The token that the decoder reads before the answer.
+        start: u32,
+    },
+}
+
+impl Structure {
+    /// Dropout with one probability wherever models of this structure have some.
+    pub fn dropout(self, probability: f64) -> DropoutRates {
+        let everywhere = DropoutRates {
+            embedding: probability,
+            residual: probability,
+            attention: probability,
+            activation: probability,
+            output: probability,
+        };
+        match self {
+            Self::Causal => DropoutRates {
+                activation: 0.0,
+                output: 0.0,
+                ..everywhere
+            },
+            Self::EncoderDecoder { .. } => everywhere,
+        }
+    }
 }
 
 /// Parameters beside those of a decoder's matrices.
@@ -102,6 +148,43 @@ pub enum Positions {
     },
     /// Queries and keys are rotated.
     Rotary(Rotary),
+    /// Each head adds a learned number to the attention's scores, by how far the key stands from the
+    /// query; all blocks of a stack add the same.
+    Relative(RelativePositions),
+}
+
+/// Relative positions in buckets: small distances have one each, larger ones share them evenly by
+/// their logarithm, those from `max_distance` on the last.
+///
+/// # Reference
+/// Raffel et al. 2020, "Exploring the limits of transfer learning with a unified text-to-text
+/// transformer", section 2.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RelativePositions {
+    /// Number of buckets; an encoder has half of them for keys behind the query.
+    pub buckets: u32,
+    /// Distances that are told apart.
+    pub max_distance: u32,
+}
+
+impl RelativePositions {
+    /// The bucket of a key that stands `distance` positions behind the query, or before it where
+    /// that is negative. `is_causal`: keys behind the query have no bucket of their own.
+    pub fn bucket(&self, distance: i64, is_causal: bool) -> i64 {
+        let all = i64::from(self.buckets);
+        let (buckets, first, distance) = match is_causal {
+            true => (all, 0, (-distance).max(0)),
+            false => (all / 2, (all / 2) * i64::from(distance > 0), distance.abs()),
+        };
+        let exact = buckets / 2;
+        if distance < exact {
+            return first + distance;
+        }
+        let share = (distance as f64 / exact as f64).ln()
+            / (f64::from(self.max_distance) / exact as f64).ln();
+        let shared = (share * (buckets - exact) as f64) as i64;
+        first + (exact + shared).min(buckets - 1)
+    }
 }
 
 /// Rotary positions: of the first `2 · frequencies` values of each query and key, the pair
@@ -232,12 +315,23 @@ pub struct DropoutRates {
     pub residual: f64,
     /// Of the attention weights.
     pub attention: f64,
+    /// Of what the last matrix of an MLP reads.
+    pub activation: f64,
+    /// Of what a stack of blocks gives.
+    pub output: f64,
 }
 
 impl DropoutRates {
     /// Whether there is any.
     pub fn is_active(&self) -> bool {
-        self.embedding > 0.0 || self.residual > 0.0 || self.attention > 0.0
+        let rates = [
+            self.embedding,
+            self.residual,
+            self.attention,
+            self.activation,
+            self.output,
+        ];
+        rates.iter().any(|rate| *rate > 0.0)
     }
 }
 
@@ -248,25 +342,67 @@ impl Attention {
     }
 }
 
+/// Which of the names.
+type NameOf = fn(&Names) -> &'static str;
+
 impl Decoder {
-    /// Names of the matrices that can have an adapter, with `{}` for the block: all of the blocks.
-    pub fn adaptable(&self) -> Vec<&'static str> {
+    /// Names of the matrices that can have an adapter, with `{}` for the block: all of the blocks,
+    /// those with the same task together.
+    pub fn adaptable(&self) -> Vec<Vec<&'static str>> {
         let names = &self.names;
-        let all = [
-            names.qkv,
-            names.query,
-            names.key,
-            names.value,
-            names.attention_output,
-            names.gate,
-            names.up,
-            names.down,
+        let tasks: [(NameOf, &'static str); 8] = [
+            (|names| names.qkv, ""),
+            (|names| names.query, names.cross_query),
+            (|names| names.key, names.cross_key),
+            (|names| names.value, names.cross_value),
+            (|names| names.attention_output, names.cross_output),
+            (|names| names.gate, ""),
+            (|names| names.up, ""),
+            (|names| names.down, ""),
         ];
-        all.into_iter().filter(|name| !name.is_empty()).collect()
+        let of_task = |(name, cross): (NameOf, &'static str)| {
+            let stacks = names.encoder.into_iter().chain([names]);
+            let all = stacks.map(name).chain([cross]);
+            all.filter(|name| !name.is_empty()).collect::<Vec<_>>()
+        };
+        let all = tasks.into_iter().map(of_task);
+        all.filter(|names| !names.is_empty()).collect()
     }
 
     /// Number of values in the parameters.
     pub fn parameter_count(&self) -> usize {
         layout(self).0.parameter_count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RelativePositions;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        buckets: u32,
+        max_distance: u32,
+        is_causal: bool,
+        first: i64,
+        expected: Vec<i64>,
+    }
+
+    /// Numbers by `tests/data/make.py` (transformers 5.23).
+    #[test]
+    fn ref_buckets_of_relative_positions_are_those_of_transformers() {
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../../tests/data/buckets.json")).unwrap();
+        assert_eq!(cases.len(), 8);
+        for case in cases {
+            let positions = RelativePositions {
+                buckets: case.buckets,
+                max_distance: case.max_distance,
+            };
+            for (distance, expected) in (case.first..).zip(&case.expected) {
+                let got = positions.bucket(distance, case.is_causal);
+                assert_eq!(got, *expected, "{positions:?} {distance}");
+            }
+        }
     }
 }

@@ -26,6 +26,18 @@ pub struct Names {
     pub value: &'static str,
     /// Output of the attention.
     pub attention_output: &'static str,
+    /// Norm of the attention to what the encoder gives.
+    pub cross_norm: &'static str,
+    /// Queries of that attention.
+    pub cross_query: &'static str,
+    /// Its keys.
+    pub cross_key: &'static str,
+    /// Its values.
+    pub cross_value: &'static str,
+    /// Its output.
+    pub cross_output: &'static str,
+    /// Numbers that relative positions add to the attention's scores.
+    pub relative_bias: &'static str,
     /// Norm of the MLP.
     pub mlp_norm: &'static str,
     /// Gate of the MLP; of a fused one, gate and `up` in one.
@@ -42,6 +54,10 @@ pub struct Names {
     pub embeddings_have_suffix: bool,
     /// Ends of the names of matrices that checkpoints have as `[input × output]`.
     pub input_first: &'static [&'static str],
+    /// Names of tensors that checkpoints may hold besides and that are the token embedding again.
+    pub copies: &'static [&'static str],
+    /// Of the blocks of an encoder, with the norm behind them.
+    pub encoder: Option<&'static Names>,
 }
 
 /// No part at all.
@@ -56,6 +72,12 @@ const NONE: Names = Names {
     key: "",
     value: "",
     attention_output: "",
+    cross_norm: "",
+    cross_query: "",
+    cross_key: "",
+    cross_value: "",
+    cross_output: "",
+    relative_bias: "",
     mlp_norm: "",
     gate: "",
     up: "",
@@ -64,6 +86,8 @@ const NONE: Names = Names {
     output: "",
     embeddings_have_suffix: true,
     input_first: &[],
+    copies: &[],
+    encoder: None,
 };
 
 impl Names {
@@ -158,5 +182,59 @@ impl Names {
         value: "",
         up: "",
         ..Self::LLAMA
+    };
+
+    /// Of the encoder of T5.
+    const T5_ENCODER: Self = Self {
+        relative_bias: "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        attention_norm: "encoder.block.{}.layer.0.layer_norm",
+        query: "encoder.block.{}.layer.0.SelfAttention.q",
+        key: "encoder.block.{}.layer.0.SelfAttention.k",
+        value: "encoder.block.{}.layer.0.SelfAttention.v",
+        attention_output: "encoder.block.{}.layer.0.SelfAttention.o",
+        mlp_norm: "encoder.block.{}.layer.1.layer_norm",
+        up: "encoder.block.{}.layer.1.DenseReluDense.wi",
+        down: "encoder.block.{}.layer.1.DenseReluDense.wo",
+        final_norm: "encoder.final_layer_norm",
+        ..NONE
+    };
+
+    /// Of T5.
+    pub const T5: Self = Self {
+        token_embedding: "shared",
+        relative_bias: "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        attention_norm: "decoder.block.{}.layer.0.layer_norm",
+        query: "decoder.block.{}.layer.0.SelfAttention.q",
+        key: "decoder.block.{}.layer.0.SelfAttention.k",
+        value: "decoder.block.{}.layer.0.SelfAttention.v",
+        attention_output: "decoder.block.{}.layer.0.SelfAttention.o",
+        cross_norm: "decoder.block.{}.layer.1.layer_norm",
+        cross_query: "decoder.block.{}.layer.1.EncDecAttention.q",
+        cross_key: "decoder.block.{}.layer.1.EncDecAttention.k",
+        cross_value: "decoder.block.{}.layer.1.EncDecAttention.v",
+        cross_output: "decoder.block.{}.layer.1.EncDecAttention.o",
+        mlp_norm: "decoder.block.{}.layer.2.layer_norm",
+        up: "decoder.block.{}.layer.2.DenseReluDense.wi",
+        down: "decoder.block.{}.layer.2.DenseReluDense.wo",
+        final_norm: "decoder.final_layer_norm",
+        output: "lm_head",
+        copies: &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+        encoder: Some(&Self::T5_ENCODER),
+        ..NONE
+    };
+
+    /// Of the encoder of T5 with a gated MLP.
+    const T5_GATED_ENCODER: Self = Self {
+        gate: "encoder.block.{}.layer.1.DenseReluDense.wi_0",
+        up: "encoder.block.{}.layer.1.DenseReluDense.wi_1",
+        ..Self::T5_ENCODER
+    };
+
+    /// Of T5 with a gated MLP.
+    pub const T5_GATED: Self = Self {
+        gate: "decoder.block.{}.layer.2.DenseReluDense.wi_0",
+        up: "decoder.block.{}.layer.2.DenseReluDense.wi_1",
+        encoder: Some(&Self::T5_GATED_ENCODER),
+        ..Self::T5
     };
 }

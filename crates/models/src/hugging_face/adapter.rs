@@ -6,7 +6,7 @@ use super::config::ConfigError;
 use super::fields::Fields;
 use super::save::{Stored, is_adapter, write_json, write_tensors};
 use super::shard::Shard;
-use crate::decoder::Adapters;
+use crate::decoder::{Adapters, Structure};
 use crate::trainable::{Ia3Settings, LoraSettings, Trainable};
 use crate::weights::{ArchitectureError, ParameterSpec, Weights};
 use serde_json::{Map, Value, json};
@@ -126,7 +126,10 @@ pub fn save_adapter(weights: &Weights, folder: &Path) -> Result<(), CheckpointEr
             })
         }
     };
-    config["task_type"] = json!("CAUSAL_LM");
+    config["task_type"] = json!(match decoder.structure {
+        Structure::Causal => "CAUSAL_LM",
+        Structure::EncoderDecoder { .. } => "SEQ_2_SEQ_LM",
+    });
     config["base_model_name_or_path"] = Value::Null;
     config["fan_in_fan_out"] = json!(!decoder.names.input_first.is_empty());
     config["inference_mode"] = json!(true);

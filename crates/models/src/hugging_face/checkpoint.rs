@@ -17,13 +17,15 @@ pub(super) const WEIGHTS: &str = "model.safetensors";
 /// Name of the list of several files.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Ends of the names of buffers that older checkpoints hold and that are computed anew.
+/// Ends of the names of tensors that older checkpoints hold and that are computed anew or not used.
 const BUFFERS: &[&str] = &[
     ".attn.bias",
     ".attn.masked_bias",
     ".attention.bias",
     ".attention.masked_bias",
     ".rotary_emb.inv_freq",
+    // T5 has no positions between decoder and encoder; older checkpoints hold a table all the same.
+    ".EncDecAttention.relative_attention_bias.weight",
 ];
 
 /// Other names of an output matrix.
@@ -234,7 +236,7 @@ impl Stored {
         let is_expected = |name: &&String| {
             known.contains(name)
                 || BUFFERS.iter().any(|end| name.ends_with(end))
-                || (decoder.tied_output && OUTPUTS.contains(&&name[..]))
+                || embeddings_again(decoder).any(|again| again == &name[..])
         };
         match self.shards.keys().find(|name| !is_expected(name)) {
             None => Ok(()),
@@ -246,18 +248,21 @@ impl Stored {
     }
 }
 
-/// An output matrix that is stored although it is tied must be the token embedding.
+/// Names of tensors that are the token embedding again.
+fn embeddings_again(decoder: &Decoder) -> impl Iterator<Item = &'static str> {
+    let outputs = OUTPUTS.iter().filter(|_| decoder.tied_output);
+    outputs.chain(decoder.names.copies).copied()
+}
+
+/// What is stored although it is the token embedding again must be it.
 fn check_tied(
     shards: &mut [Shard],
     stored: &Stored,
     decoder: &Decoder,
     flat: &[f32],
 ) -> Result<(), CheckpointError> {
-    if !decoder.tied_output {
-        return Ok(());
-    }
-    for name in OUTPUTS {
-        let Some(&shard) = stored.shards.get(*name) else {
+    for name in embeddings_again(decoder) {
+        let Some(&shard) = stored.shards.get(name) else {
             continue;
         };
         let values = shards[shard].read(name)?;
@@ -265,7 +270,7 @@ fn check_tied(
         if flat.get(..values.len()) != Some(&values[..]) {
             return Err(CheckpointError::NotTied {
                 path: shards[shard].path().to_owned(),
-                tensor: (*name).to_owned(),
+                tensor: name.to_owned(),
             });
         }
     }
@@ -406,7 +411,7 @@ pub enum CheckpointError {
         /// The value.
         got: f32,
     },
-    /// An output matrix that is not the token embedding although it should be.
+    /// A matrix that is not the token embedding although it should be.
     #[error(
         "{}: tensor {tensor} differs from the token embedding, but by config.json the two are the same (tie_word_embeddings)",
         path.display()

@@ -7,12 +7,12 @@ use super::fields::Fields;
 use super::rotary::{Defaults, SCALINGS, rotary};
 use crate::decoder::{
     Activation, Attention, Decoder, DropoutRates, Gate, Mlp, Names, Norm, NormKind, NormPlace,
-    Positions, Projection, Window,
+    Positions, Projection, RelativePositions, Structure, Window,
 };
 use serde_json::{Value, json};
 
 /// Supported model types.
-const FAMILIES: &str = "gpt2, opt, gpt_neox, llama, mistral, qwen2, phi3";
+const FAMILIES: &str = "gpt2, opt, gpt_neox, llama, mistral, qwen2, phi3, t5";
 
 /// Fields that change nothing in what a decoder computes from tokens.
 const WITHOUT_EFFECT: &[&str] = &[
@@ -35,6 +35,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "gradient_checkpointing",
     "id2label",
     "init_std",
+    "initializer_factor",
     "initializer_range",
     "is_decoder",
     "is_llama_config",
@@ -48,6 +49,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
+    "output_past",
     "output_scores",
     "pad_token_id",
     "prefix",
@@ -89,6 +91,7 @@ pub(super) fn decoder(fields: &Fields) -> Result<Decoder, ConfigError> {
         Some("mistral") => mistral(fields)?,
         Some("qwen2") => qwen2(fields)?,
         Some("phi3") => phi3(fields)?,
+        Some("t5") => t5(fields)?,
         Some(other) => {
             return Err(fields.unsupported("model_type", &Value::from(other), FAMILIES));
         }
@@ -98,7 +101,8 @@ pub(super) fn decoder(fields: &Fields) -> Result<Decoder, ConfigError> {
             });
         }
     };
-    fields.only("is_encoder_decoder", &json!(false))?;
+    let has_encoder = matches!(decoder.structure, Structure::EncoderDecoder { .. });
+    fields.only("is_encoder_decoder", &json!(has_encoder))?;
     fields.only("add_cross_attention", &json!(false))?;
     fields.only("pruned_heads", &json!({}))?;
     fields.only("chunk_size_feed_forward", &json!(0))?;
@@ -113,6 +117,7 @@ fn gpt2(fields: &Fields) -> Result<Decoder, ConfigError> {
     let heads = fields.count("n_head")?;
     fields.only("scale_attn_by_inverse_layer_idx", &json!(false))?;
     Ok(Decoder {
+        structure: Structure::Causal,
         vocabulary: fields.count("vocab_size")?,
         context: fields.count("n_positions")?,
         layers: fields.count("n_layer")?,
@@ -134,11 +139,13 @@ fn gpt2(fields: &Fields) -> Result<Decoder, ConfigError> {
             gate: Gate::Absent,
             has_bias: true,
         },
+        is_output_scaled: false,
         tied_output: fields.flag_or("tie_word_embeddings", true)?,
         dropout: DropoutRates {
             embedding: fields.probability_or("embd_pdrop", 0.1)?,
             residual: fields.probability_or("resid_pdrop", 0.1)?,
             attention: fields.probability_or("attn_pdrop", 0.1)?,
+            ..DropoutRates::default()
         },
         adapters: None,
         names: Names::GPT2,
@@ -155,6 +162,7 @@ fn opt(fields: &Fields) -> Result<Decoder, ConfigError> {
     fields.only("layerdrop", &json!(0))?;
     fields.only("activation_dropout", &json!(0))?;
     Ok(Decoder {
+        structure: Structure::Causal,
         vocabulary: fields.count("vocab_size")?,
         context: fields.count("max_position_embeddings")?,
         layers: fields.count("num_hidden_layers")?,
@@ -178,11 +186,13 @@ fn opt(fields: &Fields) -> Result<Decoder, ConfigError> {
             gate: Gate::Absent,
             has_bias,
         },
+        is_output_scaled: false,
         tied_output: fields.flag_or("tie_word_embeddings", true)?,
         dropout: DropoutRates {
             embedding: 0.0,
             residual: fields.probability_or("dropout", 0.1)?,
             attention: fields.probability_or("attention_dropout", 0.0)?,
+            ..DropoutRates::default()
         },
         adapters: None,
         names: Names::OPT,
@@ -205,6 +215,7 @@ fn gpt_neox(fields: &Fields) -> Result<Decoder, ConfigError> {
     };
     let hidden_dropout = fields.probability_or("hidden_dropout", 0.0)?;
     Ok(Decoder {
+        structure: Structure::Causal,
         vocabulary: fields.count("vocab_size")?,
         context,
         layers: fields.count("num_hidden_layers")?,
@@ -222,11 +233,13 @@ fn gpt_neox(fields: &Fields) -> Result<Decoder, ConfigError> {
             gate: Gate::Absent,
             has_bias: true,
         },
+        is_output_scaled: false,
         tied_output: fields.flag_or("tie_word_embeddings", false)?,
         dropout: DropoutRates {
             embedding: hidden_dropout,
             residual: hidden_dropout,
             attention: fields.probability_or("attention_dropout", 0.0)?,
+            ..DropoutRates::default()
         },
         adapters: None,
         names: Names::GPT_NEOX,
@@ -303,6 +316,98 @@ fn phi3(fields: &Fields) -> Result<Decoder, ConfigError> {
     Ok(decoder)
 }
 
+fn t5(fields: &Fields) -> Result<Decoder, ConfigError> {
+    let layers = fields.count("num_layers")?;
+    let heads = fields.count("num_heads")?;
+    let dropout = fields.probability_or("dropout_rate", 0.1)?;
+    // transformers 5 writes `tie_word_embeddings` as true whatever it was, and what it was here.
+    let is_tied = fields.flag_or("tie_word_embeddings", true)?;
+    let is_tied = fields.flag_or("scale_decoder_outputs", is_tied)?;
+    let structure = Structure::EncoderDecoder {
+        layers,
+        start: fields.token("decoder_start_token_id")?,
+    };
+    let (gate, activation) = t5_mlp(fields)?;
+    Ok(Decoder {
+        structure,
+        vocabulary: fields.count("vocab_size")?,
+        // Relative positions have no limit; this is the length that T5 was pre-trained with.
+        context: fields.count_or_none("n_positions")?.unwrap_or(512),
+        layers: fields
+            .count_or_none("num_decoder_layers")?
+            .unwrap_or(layers),
+        width: fields.count("d_model")?,
+        embedding_width: fields.count("d_model")?,
+        positions: Positions::Relative(relative_positions(fields)?),
+        norm: Norm {
+            kind: NormKind::RmsNorm,
+            eps: fields.positive_or("layer_norm_epsilon", 1e-6)?,
+        },
+        norm_place: NormPlace::Before,
+        has_final_norm: true,
+        is_parallel: false,
+        attention: Attention {
+            head_width: fields.count("d_kv")?,
+            is_scaled: false,
+            ..attention(heads, heads, false)
+        },
+        mlp: Mlp {
+            width: fields.count("d_ff")?,
+            activation,
+            gate,
+            has_bias: false,
+        },
+        tied_output: is_tied,
+        is_output_scaled: is_tied,
+        dropout: structure.dropout(dropout),
+        adapters: None,
+        names: match gate {
+            Gate::Absent => Names::T5,
+            _ => Names::T5_GATED,
+        },
+    })
+}
+
+/// `feed_forward_proj`: an activation, or `gated-` and one; `gated-gelu` is the one with tanh.
+fn t5_mlp(fields: &Fields) -> Result<(Gate, Activation), ConfigError> {
+    // What transformers writes besides follows from it.
+    fields.raw("dense_act_fn");
+    fields.raw("is_gated_act");
+    let name = fields.text("feed_forward_proj")?.unwrap_or("relu");
+    let (gate, activation) = match name.strip_prefix("gated-") {
+        Some("gelu") => (Gate::Separate, Some(Activation::GeluTanh)),
+        Some(activation) => (Gate::Separate, named(activation)),
+        None => (Gate::Absent, named(name)),
+    };
+    let supported = format!("{ACTIVATIONS}, each with or without gated- before it");
+    let wrong = || fields.unsupported("feed_forward_proj", &Value::from(name), &supported);
+    Ok((gate, activation.ok_or_else(wrong)?))
+}
+
+fn relative_positions(fields: &Fields) -> Result<RelativePositions, ConfigError> {
+    let (buckets, max_distance) = (
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+    );
+    let positions = RelativePositions {
+        buckets: fields.count_or_none(buckets)?.unwrap_or(32),
+        max_distance: fields.count_or_none(max_distance)?.unwrap_or(128),
+    };
+    if !positions.buckets.is_multiple_of(4) {
+        let got = Value::from(positions.buckets);
+        return Err(fields.unsupported(buckets, &got, "a multiple of 4"));
+    }
+    if positions.max_distance <= positions.buckets / 2 {
+        let got = Value::from(positions.max_distance);
+        return Err(fields.unsupported(
+            max_distance,
+            &got,
+            &format!("more than half of {buckets}"),
+        ));
+    }
+    Ok(positions)
+}
+
 /// RMSNorm, rotary positions, grouped-query attention, a gated MLP, no biases.
 fn llama_like(fields: &Fields, key_value_heads: Option<u32>) -> Result<Decoder, ConfigError> {
     let width = fields.count("hidden_size")?;
@@ -329,6 +434,7 @@ fn llama_like(fields: &Fields, key_value_heads: Option<u32>) -> Result<Decoder, 
         scalings: if is_phi { &["default"] } else { SCALINGS },
     };
     Ok(Decoder {
+        structure: Structure::Causal,
         vocabulary: fields.count("vocab_size")?,
         context,
         layers: fields.count("num_hidden_layers")?,
@@ -349,6 +455,7 @@ fn llama_like(fields: &Fields, key_value_heads: Option<u32>) -> Result<Decoder, 
             gate: Gate::Separate,
             has_bias: false,
         },
+        is_output_scaled: false,
         tied_output: fields.flag_or("tie_word_embeddings", false)?,
         dropout: DropoutRates {
             attention: fields.probability_or("attention_dropout", 0.0)?,
@@ -380,17 +487,21 @@ fn layer_norm(eps: f64) -> Norm {
     }
 }
 
+/// Names of activations.
+const ACTIVATIONS: &str = "relu, gelu, gelu_new, gelu_pytorch_tanh, silu, swish";
+
 fn activation(fields: &Fields, name: &str, default: &str) -> Result<Activation, ConfigError> {
-    match fields.text(name)?.unwrap_or(default) {
-        "relu" => Ok(Activation::Relu),
-        "gelu" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-        "silu" | "swish" => Ok(Activation::Silu),
-        other => Err(fields.unsupported(
-            name,
-            &Value::from(other),
-            "relu, gelu, gelu_new, gelu_pytorch_tanh, silu, swish",
-        )),
+    let activation = fields.text(name)?.unwrap_or(default);
+    named(activation).ok_or_else(|| fields.unsupported(name, &Value::from(activation), ACTIVATIONS))
+}
+
+fn named(activation: &str) -> Option<Activation> {
+    match activation {
+        "relu" => Some(Activation::Relu),
+        "gelu" => Some(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" => Some(Activation::GeluTanh),
+        "silu" | "swish" => Some(Activation::Silu),
+        _ => None,
     }
 }
 
@@ -486,6 +597,12 @@ mod tests {
             ),
             ("phi3", "attention_bias", json!(true)),
             ("phi3", "quantization_config", json!({"bits": 4})),
+            ("t5", "feed_forward_proj", json!("gated-tanh")),
+            ("t5", "is_encoder_decoder", json!(false)),
+            ("t5", "relative_attention_num_buckets", json!(6)),
+            ("t5", "relative_attention_max_distance", json!(4)),
+            ("t5", "decoder_start_token_id", json!(-1)),
+            ("t5", "decoder_start_token_id", Value::Null),
             ("llama", "model_type", json!("mamba")),
         ] {
             let mut config = config(folder);
@@ -572,6 +689,41 @@ mod tests {
             "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attention_bias": false,
         });
         assert_eq!(count(phi), 3_821_079_552);
+        // T5 small and flan-T5 small, with the fields of their own config.json.
+        let t5 = json!({
+            "model_type": "t5", "vocab_size": 32128, "n_positions": 512, "d_model": 512,
+            "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+            "relative_attention_num_buckets": 32, "dropout_rate": 0.1,
+            "layer_norm_epsilon": 1e-6, "initializer_factor": 1.0, "is_encoder_decoder": true,
+            "decoder_start_token_id": 0, "output_past": true,
+        });
+        assert_eq!(count(t5), 60_506_624);
+        let flan = json!({
+            "model_type": "t5", "vocab_size": 32128, "n_positions": 512, "d_model": 512,
+            "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6,
+            "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+            "dropout_rate": 0.1, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false,
+            "is_encoder_decoder": true, "decoder_start_token_id": 0,
+        });
+        assert_eq!(count(flan), 76_961_152);
+    }
+
+    #[test]
+    fn the_output_of_a_t5_is_its_own_where_either_field_says_so() {
+        let is_tied = |tied: Value, scaled: Value| {
+            let mut config = config("t5");
+            config["tie_word_embeddings"] = tied;
+            config["scale_decoder_outputs"] = scaled;
+            let decoder = Config::parse(&config.to_string()).unwrap().decoder();
+            let decoder = decoder.unwrap();
+            assert_eq!(decoder.tied_output, decoder.is_output_scaled);
+            decoder.tied_output
+        };
+        assert!(is_tied(Value::Null, Value::Null));
+        assert!(is_tied(json!(true), json!(true)));
+        assert!(!is_tied(json!(false), Value::Null));
+        // As transformers 5 writes it.
+        assert!(!is_tied(json!(true), json!(false)));
     }
 
     #[test]

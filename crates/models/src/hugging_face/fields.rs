@@ -52,6 +52,17 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The id of a token.
+    pub(super) fn token(&self, name: &str) -> Result<u32, ConfigError> {
+        let Some(value) = self.value(name) else {
+            return Err(ConfigError::Missing {
+                field: self.name(name),
+            });
+        };
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| self.unsupported(name, value, "the id of a token"))
+    }
+
     /// A finite number.
     pub(super) fn number_or(&self, name: &str, default: f64) -> Result<f64, ConfigError> {
         Ok(self.number_or_none(name)?.unwrap_or(default))

@@ -195,6 +195,29 @@ fn names_without_their_first_part_and_old_buffers_are_understood() {
 }
 
 #[test]
+fn a_t5_may_hold_its_embedding_again_and_a_table_that_is_not_used() {
+    let copy = Copy::of("t5").with_tensors(|all| {
+        let embedding = all["shared.weight"].clone();
+        for name in ["encoder.embed_tokens", "decoder.embed_tokens", "lm_head"] {
+            all.insert(format!("{name}.weight"), embedding.clone());
+        }
+        let unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight";
+        let table =
+            all["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].clone();
+        all.insert(unused.into(), table);
+    });
+    let whole = load(&data("t5"), None).unwrap();
+    assert_eq!(load(copy.0.path(), None).unwrap(), whole);
+    let name = "decoder.embed_tokens.weight";
+    let copy = copy.with_tensors(|all| all.get_mut(name).unwrap().2[0] ^= 1);
+    assert_says(&copy, &[name, "token embedding"]);
+    // One of its own that the config promises must be there.
+    let copy = Copy::of("t5").with_config("tie_word_embeddings", json!(false));
+    let copy = copy.with_config("scale_decoder_outputs", Value::Null);
+    assert_says(&copy, &["has no tensor lm_head.weight"]);
+}
+
+#[test]
 fn tensors_that_are_missing_or_too_many_are_named() {
     let name = "model.layers.1.self_attn.k_proj.weight";
     let copy = Copy::of("mistral").with_tensors(|all| {

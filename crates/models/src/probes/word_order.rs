@@ -122,6 +122,7 @@ pub fn data(settings: &WordOrderSettings) -> TaskData {
         train: by_kind(&train),
         test: by_kind(&test),
         corpus: generic_text(&names, settings),
+        ..TaskData::default()
     }
 }
 

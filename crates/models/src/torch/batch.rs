@@ -1,30 +1,42 @@
 //! Examples as tensors, and the losses of the test examples.
 
 use super::model::Model;
-use super::transformer::{Extras, Prefix, Transformer, to_vec};
+use super::network::{Network, NetworkBatch};
+use super::transformer::{Prefix, Transformer, to_vec};
+use crate::decoder::Structure;
 use crate::settings::{TokenizedExample, TokensError};
 use crate::weights::Architecture;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// Several examples, padded at their ends to the longest. What stands behind an example's last
-/// token never reaches it: attention is causal.
+/// token never reaches it: attention is causal, or masked.
 #[derive(Debug)]
 pub struct Batch {
     /// Number of examples.
     pub(super) size: i64,
+    /// What an encoder reads.
+    pub(super) source: Option<Inputs>,
+    /// What the blocks read that predict.
+    pub(super) inputs: Inputs,
+    /// What is predicted.
+    pub(super) answers: Answers,
+}
+
+/// The tokens that a stack of blocks reads.
+#[derive(Debug)]
+pub(super) struct Inputs {
     /// Input positions per example.
     pub(super) length: i64,
     /// Position of the first input token; above 0 behind a shared prefix.
     pub(super) first_position: i64,
     /// `[size · length]`.
     pub(super) tokens: Tensor,
-    /// `[length × first_position + length]`: 0 where a position may look and −∞ where it may not.
-    causal: Tensor,
+    /// 0 where a position may look and −∞ where it may not: `[length × first_position + length]`
+    /// where all examples are alike, `[size · heads × 1 × length]` where padding has to be hidden.
+    mask: Tensor,
     /// The same of blocks that see the last positions only.
     windowed: Option<Tensor>,
-    /// What is predicted.
-    pub(super) answers: Answers,
 }
 
 /// The positions whose next token counts.
@@ -45,6 +57,7 @@ pub(super) struct Answers {
 /// Where, in which type and for which attention the tensors of a batch are made.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
+    pub structure: Structure,
     pub heads: i64,
     /// Positions that blocks with a window see.
     pub window: Option<usize>,
@@ -59,12 +72,17 @@ impl Place {
         let decoder = model.architecture().decoder();
         let attention = &decoder.attention;
         Self {
+            structure: decoder.structure,
             heads: i64::from(attention.heads),
             window: (attention.window.as_ref()).map(|window| window.length as usize),
             is_last_windowed: attention.is_windowed(decoder.layers as usize - 1),
             kind: model.kind(),
             device: model.device(),
         }
+    }
+
+    fn floats(&self, values: Tensor) -> Tensor {
+        values.to_device(self.device).to_kind(self.kind)
     }
 
     /// `[length × first + length]`: 0 where a position may look and −∞ where it may not.
@@ -83,29 +101,37 @@ impl Place {
     }
 }
 
-impl Batch {
-    /// A batch of checked examples whose first `skip` tokens are left to a shared prefix.
-    pub(super) fn new(examples: &[&TokenizedExample], skip: usize, place: Place) -> Self {
-        let size = examples.len();
-        let inputs = |e: &TokenizedExample| e.tokens.len() - 1 - skip;
-        let length = examples.iter().map(|e| inputs(e)).max().unwrap_or(0);
-        let mut tokens = vec![0_i64; size * length];
-        for (row, example) in tokens.chunks_exact_mut(length.max(1)).zip(examples) {
-            for (slot, &token) in row
-                .iter_mut()
-                .zip(&example.tokens[skip..][..inputs(example)])
-            {
-                *slot = i64::from(token);
-            }
-        }
+impl Inputs {
+    /// Tokens of which each sees those before it, behind `skip` tokens of a shared prefix.
+    fn causal(rows: &[Vec<i64>], skip: usize, place: Place) -> Self {
+        let length = longest(rows);
         Self {
-            size: size as i64,
             length: length as i64,
             first_position: skip as i64,
-            tokens: Tensor::from_slice(&tokens).to_device(place.device),
-            causal: place.causal(skip, length),
+            tokens: padded(rows, length, place),
+            mask: place.causal(skip, length),
             windowed: place.windowed(skip, length),
-            answers: Answers::new(examples, skip, length, place),
+        }
+    }
+
+    /// Tokens that all see each other.
+    fn whole(rows: &[Vec<i64>], place: Place) -> Self {
+        let length = longest(rows);
+        let mut mask = Vec::with_capacity(rows.len() * length);
+        for row in rows {
+            mask.extend((0..length).map(|at| hidden(at >= row.len())));
+        }
+        let shape = [rows.len() as i64, 1, 1, length as i64];
+        let of_heads = [-1, place.heads, -1, -1];
+        let mask = Tensor::from_slice(&mask)
+            .view(shape)
+            .expand(of_heads, false);
+        Self {
+            length: length as i64,
+            first_position: 0,
+            tokens: padded(rows, length, place),
+            mask: place.floats(mask.reshape([-1, 1, length as i64])),
+            windowed: None,
         }
     }
 
@@ -113,7 +139,59 @@ impl Batch {
     pub(super) fn mask(&self, is_windowed: bool) -> &Tensor {
         match &self.windowed {
             Some(windowed) if is_windowed => windowed,
-            _ => &self.causal,
+            _ => &self.mask,
+        }
+    }
+}
+
+fn longest(rows: &[Vec<i64>]) -> usize {
+    rows.iter().map(Vec::len).max().unwrap_or(0)
+}
+
+/// Rows filled up with token 0, one after the other.
+fn padded(rows: &[Vec<i64>], length: usize, place: Place) -> Tensor {
+    let mut tokens = vec![0; rows.len() * length];
+    for (slots, row) in tokens.chunks_exact_mut(length.max(1)).zip(rows) {
+        slots[..row.len()].copy_from_slice(row);
+    }
+    Tensor::from_slice(&tokens).to_device(place.device)
+}
+
+fn ids(tokens: &[u32]) -> Vec<i64> {
+    tokens.iter().map(|&token| i64::from(token)).collect()
+}
+
+/// What a mask adds to a score.
+fn hidden(is_hidden: bool) -> f32 {
+    if is_hidden { f32::NEG_INFINITY } else { 0.0 }
+}
+
+impl Batch {
+    /// A batch of checked examples whose first `skip` tokens are left to a shared prefix.
+    pub(super) fn new(examples: &[&TokenizedExample], skip: usize, place: Place) -> Self {
+        let rows = |row: &dyn Fn(&TokenizedExample) -> Vec<i64>| -> Vec<Vec<i64>> {
+            examples.iter().map(|example| row(example)).collect()
+        };
+        let (source, inputs) = match place.structure {
+            Structure::Causal => {
+                let read = rows(&|e| ids(&e.tokens[skip..e.tokens.len() - 1]));
+                (None, Inputs::causal(&read, skip, place))
+            }
+            Structure::EncoderDecoder { start, .. } => {
+                let source = rows(&|e| ids(&e.tokens[..e.answer_start]));
+                let read = rows(&|e| {
+                    let answer = &e.tokens[e.answer_start..e.tokens.len() - 1];
+                    [&[i64::from(start)][..], &ids(answer)].concat()
+                });
+                let source = Inputs::whole(&source, place);
+                (Some(source), Inputs::causal(&read, 0, place))
+            }
+        };
+        Self {
+            size: examples.len() as i64,
+            answers: Answers::new(examples, skip, &inputs, place),
+            source,
+            inputs,
         }
     }
 
@@ -133,20 +211,25 @@ impl Batch {
             targets: Tensor::from_slice(&cut(1..length + 1)).to_device(place.device),
             weights: Tensor::full(shape, 1.0 / length as f64, options),
         };
-        Self {
-            size: shape[0],
+        let inputs = Inputs {
             length: shape[1],
             first_position: 0,
             tokens: Tensor::from_slice(&cut(0..length)).to_device(place.device),
-            causal: place.causal(0, length),
+            mask: place.causal(0, length),
             windowed: place.windowed(0, length),
+        };
+        Self {
+            size: shape[0],
+            source: None,
+            inputs,
             answers,
         }
     }
 }
 
 impl Answers {
-    fn new(examples: &[&TokenizedExample], skip: usize, length: usize, place: Place) -> Self {
+    fn new(examples: &[&TokenizedExample], skip: usize, inputs: &Inputs, place: Place) -> Self {
+        let length = inputs.length as usize;
         let window = match place.window {
             Some(window) if place.is_last_windowed => window,
             _ => usize::MAX,
@@ -160,22 +243,21 @@ impl Answers {
             for k in 0..count {
                 // A padding row repeats the example's first prediction and weighs nothing.
                 let is_real = k < predicted.len();
-                let position = predicted[if is_real { k } else { 0 }] - 1;
+                let token = predicted[if is_real { k } else { 0 }];
+                // The position that predicts it.
+                let position = match place.structure {
+                    Structure::Causal => token - 1,
+                    Structure::EncoderDecoder { .. } => token - example.answer_start,
+                };
                 rows.push((index * length + position - skip) as i64);
-                targets.push(i64::from(example.tokens[position + 1]));
+                targets.push(i64::from(example.tokens[token]));
                 weights.push(if is_real {
                     1.0 / predicted.len() as f64
                 } else {
                     0.0
                 });
-                let visible = |p| {
-                    if p <= position && position - p < window {
-                        0.0
-                    } else {
-                        f32::NEG_INFINITY
-                    }
-                };
-                own_mask.extend((0..skip + length).map(visible));
+                let is_hidden = |at| at > position || position - at >= window;
+                own_mask.extend((0..skip + length).map(|at| hidden(is_hidden(at))));
             }
             for _ in 0..place.heads {
                 mask.extend_from_slice(&own_mask);
@@ -186,13 +268,12 @@ impl Answers {
             count as i64,
             (skip + length) as i64,
         ];
-        let floats = |t: Tensor| t.to_device(place.device).to_kind(place.kind);
         Self {
             everywhere: false,
             rows: Tensor::from_slice(&rows).to_device(place.device),
-            mask: floats(Tensor::from_slice(&mask)).view(shape),
+            mask: place.floats(Tensor::from_slice(&mask)).view(shape),
             targets: Tensor::from_slice(&targets).to_device(place.device),
-            weights: floats(Tensor::from_slice(&weights))
+            weights: (place.floats(Tensor::from_slice(&weights)))
                 .view([examples.len() as i64, count as i64]),
         }
     }
@@ -217,7 +298,8 @@ const WORTHWHILE: usize = 256;
 
 /// The test examples, grouped so that evaluating them is fast: examples that begin alike share
 /// the computation of their common beginning, and those of similar length share a batch. The
-/// grouping depends on the examples and the batch size only.
+/// grouping depends on the examples and the batch size only. Where a model reads in both directions
+/// no beginning is shared.
 ///
 /// ```
 /// use simfluence_models::{EvaluationSet, TokenizedExample};
@@ -232,6 +314,7 @@ const WORTHWHILE: usize = 256;
 #[derive(Debug, Clone)]
 pub struct EvaluationSet {
     examples: Vec<TokenizedExample>,
+    batch_size: usize,
     groups: Vec<Group>,
 }
 
@@ -245,8 +328,12 @@ struct Group {
 impl EvaluationSet {
     /// Groups the examples into batches of at most `batch_size` (0 counts as 1).
     pub fn new(examples: Vec<TokenizedExample>, batch_size: u32) -> Self {
-        let groups = group(&examples, batch_size.max(1) as usize);
-        Self { examples, groups }
+        let batch_size = batch_size.max(1) as usize;
+        Self {
+            groups: group(&examples, batch_size),
+            examples,
+            batch_size,
+        }
     }
 
     /// The test examples in order.
@@ -276,33 +363,71 @@ impl EvaluationSet {
     ///
     /// # Errors
     /// An example that the model cannot read, with its index.
-    pub fn evaluate(&self, model: &Transformer) -> Result<Evaluation, (usize, TokensError)> {
+    pub fn evaluate(&self, model: &Network) -> Result<Evaluation, (usize, TokensError)> {
         self.check(model.architecture())?;
-        Ok(self.prepare(Place::of(model)).evaluate(model))
+        Ok(self.prepare(model).evaluate(model))
     }
 
     /// The tensors of all batches, made once for many evaluations. The examples are checked.
-    pub(super) fn prepare(&self, place: Place) -> PreparedEvaluation {
-        let prepare_group = |group: &Group| {
-            let pick =
-                |ids: &Vec<usize>| ids.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
-            let first = &self.examples[group.batches[0][0]];
-            let shared = TokenizedExample {
-                tokens: first.tokens[..group.prefix + 1].to_vec(),
-                answer_start: group.prefix,
-                ..TokenizedExample::default()
-            };
-            PreparedGroup {
-                prefix: (group.prefix > 0).then(|| Batch::new(&[&shared], 0, place)),
-                batches: (group.batches.iter())
-                    .map(|ids| (Batch::new(&pick(ids), group.prefix, place), ids.clone()))
-                    .collect(),
+    pub(super) fn prepare(&self, model: &Network) -> PreparedEvaluation {
+        let groups = match model {
+            Network::Transformer(model) => {
+                let place = Place::of(model);
+                let prepare = |group: &Group| self.prepare_texts(group, place);
+                match place.structure {
+                    Structure::Causal => self.groups.iter().map(prepare).collect(),
+                    Structure::EncoderDecoder { .. } => {
+                        self.unshared().map(|group| prepare(&group)).collect()
+                    }
+                }
             }
+            // Images begin alike, too, but what they share is not computed once.
+            Network::Images(_) => vec![self.prepare_whole(model)],
         };
         PreparedEvaluation {
             count: self.len(),
-            groups: self.groups.iter().map(prepare_group).collect(),
+            groups,
         }
+    }
+
+    fn pick(&self, ids: &[usize]) -> Vec<&TokenizedExample> {
+        ids.iter().map(|&id| &self.examples[id]).collect()
+    }
+
+    fn prepare_texts(&self, group: &Group, place: Place) -> PreparedGroup {
+        let first = &self.examples[group.batches[0][0]];
+        let shared = TokenizedExample {
+            tokens: first.tokens[..group.prefix + 1].to_vec(),
+            answer_start: group.prefix,
+            ..TokenizedExample::default()
+        };
+        let batch = |ids: &Vec<usize>| {
+            let batch = Batch::new(&self.pick(ids), group.prefix, place);
+            (NetworkBatch::Texts(Box::new(batch)), ids.clone())
+        };
+        PreparedGroup {
+            prefix: (group.prefix > 0).then(|| Batch::new(&[&shared], 0, place)),
+            batches: group.batches.iter().map(batch).collect(),
+        }
+    }
+
+    /// All examples in their order, nothing shared.
+    fn prepare_whole(&self, model: &Network) -> PreparedGroup {
+        let ids: Vec<usize> = (0..self.len()).collect();
+        let batches = ids.chunks(self.batch_size);
+        PreparedGroup {
+            prefix: None,
+            batches: batches
+                .map(|ids| (model.batch(&self.pick(ids)), ids.to_vec()))
+                .collect(),
+        }
+    }
+
+    /// All examples without common beginnings: what is read in both directions depends on its end.
+    fn unshared(&self) -> impl Iterator<Item = Group> {
+        let all = (0..self.len()).collect();
+        let group = || batches_by_length(&self.examples, all, 0, self.batch_size);
+        (!self.is_empty()).then(group).into_iter()
     }
 }
 
@@ -398,12 +523,12 @@ pub(super) struct PreparedEvaluation {
 
 struct PreparedGroup {
     prefix: Option<Batch>,
-    batches: Vec<(Batch, Vec<usize>)>,
+    batches: Vec<(NetworkBatch, Vec<usize>)>,
 }
 
 impl PreparedEvaluation {
     /// The losses of all examples, without gradients.
-    pub(super) fn evaluate(&self, model: &Transformer) -> Evaluation {
+    pub(super) fn evaluate(&self, model: &Network) -> Evaluation {
         let mut evaluation = Evaluation {
             test_ids: None,
             losses: vec![0.0; self.count],
@@ -411,7 +536,10 @@ impl PreparedEvaluation {
         };
         tch::no_grad(|| {
             for group in &self.groups {
-                let prefix = group.prefix.as_ref().map(|batch| model.prefix(batch));
+                let prefix = match (model, &group.prefix) {
+                    (Network::Transformer(model), Some(batch)) => Some(model.prefix(batch)),
+                    _ => None,
+                };
                 for (batch, ids) in &group.batches {
                     evaluate_batch(model, batch, prefix.as_ref(), ids, &mut evaluation);
                 }
@@ -422,17 +550,13 @@ impl PreparedEvaluation {
 }
 
 fn evaluate_batch(
-    model: &Transformer,
-    batch: &Batch,
+    model: &Network,
+    batch: &NetworkBatch,
     prefix: Option<&Prefix>,
     ids: &[usize],
     evaluation: &mut Evaluation,
 ) {
-    let extras = Extras {
-        prefix,
-        ..Extras::default()
-    };
-    let outputs = model.outputs_with(batch, extras);
+    let outputs = model.outputs_behind(batch, prefix);
     let position_losses = outputs.position_losses();
     let mean =
         |values: &Tensor| to_vec(&(values * &outputs.weights).sum_dim_intlist(1, false, None));
@@ -451,7 +575,7 @@ mod tests {
     use crate::torch::test_support::checkpoint;
     use crate::weights::Weights;
 
-    fn model() -> Transformer {
+    fn model() -> Network {
         let settings = ModelSettings {
             layers: 3,
             heads: 2,
@@ -460,7 +584,7 @@ mod tests {
             ..ModelSettings::default()
         };
         let architecture = Architecture::new(settings, 10).unwrap();
-        Transformer::with_kind(
+        Network::with_kind(
             &Weights::random(&architecture, 2),
             Device::Cpu,
             Kind::Double,
@@ -527,11 +651,11 @@ mod tests {
             "qwen2",
             "phi3",
         ] {
-            let model = Transformer::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
+            let model = Network::with_kind(&checkpoint(folder), Device::Cpu, Kind::Double);
             let together = set.evaluate(&model).unwrap();
             for (k, example) in examples.iter().enumerate() {
-                let batch = Batch::new(&[example], 0, Place::of(&model));
-                let alone = model.losses(&batch, Extras::default()).double_value(&[0]);
+                let batch = model.batch(&[example]);
+                let alone = model.outputs(&batch, None).losses().double_value(&[0]);
                 let difference = f64::from(together.losses[k]) - alone;
                 assert!(difference.abs() < 1e-6, "{folder} {k}: {difference}");
             }

@@ -1,7 +1,8 @@
 //! Dense networks on plain features: linear and logistic regression, multi-layer perceptrons.
 
-use super::gradients::{Tape, Use};
+use super::gradients::Tape;
 use super::model::{ExampleError, Model, Outputs, Targets};
+use super::parameters::Parameters;
 use super::transformer::views;
 use crate::weights::Layout;
 use tch::{Device, Kind, Tensor};
@@ -51,9 +52,7 @@ pub struct Mlp {
     sizes: Vec<usize>,
     activation: Activation,
     prediction: Prediction,
-    layout: Layout,
-    flat: Tensor,
-    parameters: Vec<Tensor>,
+    held: Parameters,
 }
 
 /// Examples of a dense network as tensors.
@@ -96,17 +95,12 @@ impl Mlp {
             view.copy_(&rest.narrow(0, 0, count).view_as(&view));
             rest = rest.narrow(0, count, rest.size()[0] - count);
         }
-        let parameters = views(&layout, &flat)
-            .into_iter()
-            .map(|view| view.detach().set_requires_grad(true))
-            .collect();
+        let chosen = vec![true; layout.specs().len()];
         Ok(Self {
             sizes: sizes.to_vec(),
             activation,
             prediction,
-            layout,
-            flat,
-            parameters,
+            held: Parameters::new(layout, &chosen, flat),
         })
     }
 
@@ -138,15 +132,15 @@ impl Model for Mlp {
     type Batch = DenseBatch;
 
     fn layout(&self) -> &Layout {
-        &self.layout
+        self.held.layout()
     }
 
     fn flat(&self) -> &Tensor {
-        &self.flat
+        self.held.flat()
     }
 
     fn parameters(&self) -> &[Tensor] {
-        &self.parameters
+        self.held.trained()
     }
 
     fn check(&self, example: &DenseExample) -> Result<(), ExampleError> {
@@ -209,20 +203,10 @@ impl Model for Mlp {
     }
 
     fn outputs(&self, batch: &DenseBatch, mut tape: Option<&mut Tape>) -> Outputs {
-        let mut rows = batch.features.shallow_clone();
-        let layers = self.sizes.len() - 1;
-        for k in 0..layers {
-            let (weight, bias) = (2 * k, 2 * k + 1);
-            let input = rows;
-            rows = input.linear(&self.parameters[weight], Some(&self.parameters[bias]));
-            if let Some(tape) = &mut tape {
-                let size = input.size()[0];
-                tape.note(Use::linear(weight, Some(bias), 0, &input, size), &rows);
-            }
-            if k + 1 < layers {
-                rows = self.activate(&rows);
-            }
-        }
+        let layers = 0..self.sizes.len() - 1;
+        let features = batch.features.shallow_clone();
+        let activate = |rows: &Tensor| self.activate(rows);
+        let rows = self.held.dense(layers, features, activate, &mut tape);
         let targets = batch.targets.shallow_clone();
         Outputs {
             weights: Tensor::ones([rows.size()[0], 1], (self.kind(), self.device())),

@@ -3,9 +3,12 @@
 mod batch;
 mod curvature;
 mod gradients;
+mod image_network;
 mod mlp;
 mod model;
+mod network;
 mod optimizers;
+mod parameters;
 mod prepared;
 #[cfg(test)]
 mod test_support;
@@ -22,12 +25,14 @@ pub use gradients::{
     GradientError, GradientSettings, InnerProducts, Metric, Tape, Wanted, inner_products,
     per_example_gradients, products_with_vectors, weighted_gradient,
 };
+pub use image_network::{ImageBatch, ImageNetwork};
 pub use mlp::{Activation, DenseBatch, DenseExample, Mlp, MlpError, Prediction, Target};
 pub use model::{Draw, ExampleError, Model, Outputs, Targets, check_all};
+pub use network::{Network, NetworkBatch};
 pub use prepared::{PreparedExamples, Snapshot, gradient_of};
 pub use training::{
     FineTuning, Silent, StepRecord, TrainingError, TrainingObserver, TrainingState, fine_tune,
-    pretrain,
+    pretrain, pretrain_on_images,
 };
 pub use transformer::Transformer;
 pub use updater::Updater;

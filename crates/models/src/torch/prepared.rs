@@ -154,10 +154,10 @@ mod tests {
     use super::*;
     use crate::settings::{ModelSettings, TokenizedExample};
     use crate::torch::gradients::per_example_gradients;
-    use crate::torch::{EvaluationSet, Transformer};
+    use crate::torch::{EvaluationSet, Network};
     use crate::weights::{Architecture, Weights};
 
-    fn model() -> Transformer {
+    fn model() -> Network {
         let settings = ModelSettings {
             layers: 2,
             heads: 2,
@@ -166,7 +166,7 @@ mod tests {
             ..ModelSettings::default()
         };
         let weights = Weights::random(&Architecture::new(settings, 9).unwrap(), 5);
-        Transformer::with_kind(&weights, tch::Device::Cpu, Kind::Double)
+        Network::with_kind(&weights, tch::Device::Cpu, Kind::Double)
     }
 
     fn examples() -> Vec<TokenizedExample> {

@@ -1,6 +1,7 @@
 //! Small models and examples for tests.
 
 use super::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
+use crate::images::{Image, ImageArchitecture, ImageKind, ImageSettings, ImageSize};
 use crate::settings::{ModelSettings, TokenizedExample};
 use crate::trainable::{Ia3Settings, LoraSettings, Trainable};
 use crate::weights::{Architecture, Weights};
@@ -56,21 +57,82 @@ fn partly_trained() -> Vec<Weights> {
         lora(checkpoint("qwen2"), &["q_proj", "v_proj", "gate_proj"]),
         ia3(weights(true)),
         ia3(checkpoint("opt_post_norm")),
+        only(checkpoint("t5"), Trainable::LastLayers { layers: 1 }),
+        lora(checkpoint("t5"), &["q", "v", "DenseReluDense.wo"]),
+        ia3(checkpoint("t5_gated")),
     ]
 }
 
-/// Our own models, checkpoints, and some of each of which not all parameters are trained.
+/// Our own models, checkpoints, and some of each of which not all parameters are trained; networks
+/// on images.
 pub(super) fn all_weights() -> Vec<Weights> {
     let mut all = vec![weights(true), weights(false)];
     all.extend(CHECKPOINTS.map(checkpoint));
     all.extend(partly_trained());
+    all.extend(image_networks());
     all
 }
 
-/// Checkpoints with, between them, every kind of norm, position, projection and MLP.
-const CHECKPOINTS: [&str; 5] = ["gpt2", "opt_post_norm", "gpt_neox", "qwen2", "phi3"];
+/// Size of the images of [`image_networks`]: halved twice, with a column that pooling leaves out.
+const IMAGE: ImageSize = ImageSize {
+    rows: 6,
+    columns: 5,
+};
 
-/// Examples that all of them can read.
+/// A network on images.
+pub(super) fn image_network(channels: &[u32], hidden: &[u32]) -> Weights {
+    let settings = ImageSettings {
+        channels: channels.to_vec(),
+        hidden: hidden.to_vec(),
+        kernel: 3,
+        mean: 0.4,
+        standard_deviation: 0.3,
+    };
+    assert_eq!(settings.kind() == ImageKind::Mlp, channels.is_empty());
+    let architecture = ImageArchitecture::new(settings, IMAGE, 4).unwrap();
+    let weights = Weights::random(&Architecture::of_images(architecture), 5);
+    // Not at the start, where biases are 0.
+    moved(weights)
+}
+
+/// Networks on images, some of which are trained in part.
+fn image_networks() -> Vec<Weights> {
+    let cnn = || image_network(&[2, 3], &[5]);
+    let only = |trainable| cnn().with_trainable(trainable).unwrap();
+    vec![
+        cnn(),
+        image_network(&[], &[5, 4]),
+        only(Trainable::Bitfit),
+        only(Trainable::LastLayers { layers: 3 }),
+    ]
+}
+
+/// Examples that a model can read.
+pub(super) fn examples_of(weights: &Weights, count: usize, seed: usize) -> Vec<TokenizedExample> {
+    if weights.architecture().images().is_none() {
+        return examples(count, seed);
+    }
+    let pixel = |i: usize, p: usize| ((i * 89 + seed * 31 + p * p * 57 + p * 13) % 256) as u8;
+    let image = |i: usize| Image {
+        size: IMAGE,
+        pixels: (0..IMAGE.pixels()).map(|p| pixel(i, p)).collect(),
+        class: ((i + seed) % 4) as u32,
+    };
+    (0..count).map(|i| image(i).tokens()).collect()
+}
+
+/// Checkpoints with, between them, every kind of norm, position, projection and MLP.
+const CHECKPOINTS: [&str; 7] = [
+    "gpt2",
+    "opt_post_norm",
+    "gpt_neox",
+    "qwen2",
+    "phi3",
+    "t5",
+    "t5_gated",
+];
+
+/// Examples that all models of texts can read.
 pub(super) fn examples(count: usize, seed: usize) -> Vec<TokenizedExample> {
     let example = |i: usize| {
         let length = 4 + (i * 5 + seed) % 8;

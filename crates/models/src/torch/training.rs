@@ -1,8 +1,9 @@
-//! Fine-tuning along a curriculum, and pre-training on text.
+//! Fine-tuning along a curriculum, and pre-training on text or images.
 
 use super::batch::{Batch, Evaluation, EvaluationSet, Place, PreparedEvaluation, check_examples};
 use super::model::Model;
-use super::transformer::{Dropout, Extras, Transformer, to_vec};
+use super::network::{Network, NetworkBatch};
+use super::transformer::to_vec;
 use super::updater::Updater;
 use crate::device::{Device, DeviceError};
 use crate::settings::{SettingsError, TokenizedExample, TokensError, TrainingSettings};
@@ -12,6 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use simfluence_core::{
     Artifact, ArtifactError, BoxError, Curriculum, Progress, Retrain, Step, Trajectory,
 };
+use std::cell::OnceCell;
 use tch::Tensor;
 
 /// Version of the file that a run resumes from.
@@ -71,7 +73,7 @@ impl TrainingState<'_> {
     }
 
     /// The model itself.
-    pub fn model(&self) -> &Transformer {
+    pub fn model(&self) -> &Network {
         &self.run.model
     }
 
@@ -80,26 +82,27 @@ impl TrainingState<'_> {
         self.run.updater.preconditioner()
     }
 
-    /// The trainable parameters: the checkpoint that attribution needs.
+    /// The model's parameters: the checkpoint that attribution needs.
     ///
     /// # Errors
-    /// See [`Transformer::weights`].
+    /// See [`Network::weights`].
     pub fn weights(&self) -> Result<Weights, WeightsError> {
         self.run.model.weights()
     }
 
-    /// Everything that a run needs to go on from here bit for bit: parameters, the optimiser's
-    /// state, the step, the seed. Dropout draws from the seed and the step, the batches come from
+    /// Everything that a run needs to go on from here bit for bit: the trained parameters, the
+    /// optimiser's state, the step, the seed. Dropout draws from the seed and the step, the batches come from
     /// the curriculum.
     ///
     /// # Errors
-    /// See [`Transformer::weights`].
+    /// See [`Network::weights`].
     pub fn to_artifact(&self) -> Result<Artifact, WeightsError> {
         let mut artifact = Artifact::new("training_state", STATE_VERSION);
         artifact.set_json("architecture", self.run.model.architecture());
         artifact.set_json("step", &self.run.step);
         artifact.set_json("seed", &self.run.seed);
-        self.weights()?.write_tensors(&mut artifact, "weights/");
+        self.weights()?
+            .write_trained(&mut artifact, self.run.fingerprint());
         self.run.updater.write(&mut artifact);
         Ok(artifact)
     }
@@ -121,7 +124,10 @@ impl TrainingObserver for Silent {
 
 /// One run in progress.
 struct Run<'a> {
-    model: Transformer,
+    base: &'a Weights,
+    /// Of the base model, once somebody asked for it.
+    fingerprint: OnceCell<String>,
+    model: Network,
     updater: Updater,
     settings: &'a TrainingSettings,
     seed: u64,
@@ -135,20 +141,31 @@ struct Update {
 }
 
 impl<'a> Run<'a> {
-    fn new(base: &Weights, settings: &'a TrainingSettings, seed: u64, device: tch::Device) -> Self {
+    fn new(
+        base: &'a Weights,
+        settings: &'a TrainingSettings,
+        seed: u64,
+        device: tch::Device,
+    ) -> Self {
         crate::native::keep_memory();
         // The number of threads is the process's for some of LibTorch's parts and this thread's
         // for others, so that every run sets it.
         tch::set_num_threads(settings.threads as i32);
-        let model = Transformer::new(base, device);
+        let model = Network::new(base, device);
         let decayed = model.decayed(settings.weight_decay_groups);
         Self {
+            base,
+            fingerprint: OnceCell::new(),
             updater: Updater::with_decay(&model, settings.optimizer, decayed),
             model,
             settings,
             seed,
             step: 0,
         }
+    }
+
+    fn fingerprint(&self) -> &str {
+        self.fingerprint.get_or_init(|| self.base.fingerprint())
     }
 
     /// Goes to where `artifact` was written.
@@ -182,26 +199,30 @@ impl<'a> Run<'a> {
                 step.to_string(),
             ));
         }
-        let weights = Weights::read_tensors(&architecture, artifact, "weights/")?;
-        self.model.set(&weights);
+        let base = || Ok::<_, WeightsError>(self.base.clone());
+        self.model.set(&Weights::from_checkpoint(artifact, base)?);
         self.updater.read(artifact)?;
         self.step = step;
         Ok(())
     }
 
-    /// One update on micro-batches whose members have the given shares of the loss.
-    fn update<'b>(&mut self, parts: impl Iterator<Item = (Batch, &'b [f32])>, rate: f64) -> Update {
+    /// One update on members with the given shares of the loss; `batch` makes those of a
+    /// micro-batch into tensors.
+    fn update<T>(
+        &mut self,
+        members: &[T],
+        shares: &[f32],
+        batch: impl Fn(&Network, &[T]) -> NetworkBatch,
+        rate: f64,
+    ) -> Update {
         self.step += 1;
         let model = &self.model;
-        let mut dropout =
-            Dropout::of_step(model.architecture().decoder().dropout, self.seed, self.step);
+        let size = (members.len()).div_ceil(self.settings.accumulation as usize);
+        let parts = members.chunks(size).zip(shares.chunks(size));
+        let mut dropout = model.dropout_of_step(self.seed, self.step);
         let mut batch_losses = Vec::new();
-        let losses = parts.map(|(batch, shares)| {
-            let extras = Extras {
-                dropout: dropout.as_mut(),
-                ..Extras::default()
-            };
-            let losses = model.losses(&batch, extras);
+        let losses = parts.map(|(members, shares)| {
+            let losses = model.training_losses(&batch(model, members), dropout.as_mut());
             batch_losses.extend(to_vec(&losses));
             let shares = Tensor::from_slice(shares).to_device(model.device());
             losses.dot(&shares.to_kind(model.kind()))
@@ -250,7 +271,7 @@ pub fn fine_tune(
     settings.check()?;
     check_input(base.architecture(), train, test, curriculum)?;
     let mut run = Run::new(base, settings, seed, device.open()?);
-    let evaluation = Evaluations::new(test, settings, Place::of(&run.model));
+    let evaluation = Evaluations::new(test, settings, &run.model);
     match resume {
         Some(artifact) => run.resume(artifact, curriculum.len())?,
         None => {
@@ -278,14 +299,14 @@ struct Evaluations {
 }
 
 impl Evaluations {
-    fn new(test: &EvaluationSet, settings: &TrainingSettings, place: Place) -> Self {
+    fn new(test: &EvaluationSet, settings: &TrainingSettings, model: &Network) -> Self {
         let part = |part: u32| {
             let ids: Vec<u32> = (0..test.len() as u32)
                 .filter(|id| id % settings.eval_parts == part)
                 .collect();
             let members = ids.iter().map(|&id| test.examples()[id as usize].clone());
             let set = EvaluationSet::new(members.collect(), settings.eval_batch_size);
-            (ids, set.prepare(place))
+            (ids, set.prepare(model))
         };
         let parts = if settings.eval_parts > 1 {
             settings.eval_parts
@@ -293,12 +314,12 @@ impl Evaluations {
             0
         };
         Self {
-            all: test.prepare(place),
+            all: test.prepare(model),
             parts: (0..parts).map(part).collect(),
         }
     }
 
-    fn evaluate(&self, part: Option<u32>, model: &Transformer) -> Evaluation {
+    fn evaluate(&self, part: Option<u32>, model: &Network) -> Evaluation {
         match part {
             None => self.all.evaluate(model),
             Some(part) => {
@@ -328,10 +349,8 @@ fn one_step(
     let shares: Vec<f32> = update.exposures().map(|(_, share)| share as f32).collect();
     let learning_rate =
         (update.learning_rate).unwrap_or_else(|| settings.learning_rate_at(step, steps));
-    let size = members.len().div_ceil(settings.accumulation as usize);
-    let place = Place::of(&run.model);
-    let batches = members.chunks(size).map(|part| Batch::new(part, 0, place));
-    let done = run.update(batches.zip(shares.chunks(size)), f64::from(learning_rate));
+    let batch = |model: &Network, part: &[&TokenizedExample]| model.batch(part);
+    let done = run.update(&members, &shares, batch, f64::from(learning_rate));
     let evaluation = (settings.evaluates_at(step, steps))
         .then(|| evaluation.evaluate(settings.part_at(step, steps), &run.model));
     let record = StepRecord {
@@ -483,8 +502,8 @@ impl TrainingObserver for Collector<'_> {
 /// error ends the training.
 ///
 /// # Errors
-/// A corpus of fewer than two tokens or with unknown tokens; bad settings; what `on_step` fails
-/// with.
+/// A corpus of fewer than two tokens or with unknown tokens; a network on images; bad settings;
+/// what `on_step` fails with.
 pub fn pretrain(
     start: &Weights,
     corpus: &[u32],
@@ -496,28 +515,71 @@ pub fn pretrain(
 ) -> Result<Weights, TrainingError> {
     settings.check()?;
     let architecture = start.architecture();
+    if architecture.images().is_some() {
+        return Err(TrainingError::TextForImages);
+    }
     check_corpus(corpus, architecture)?;
     let length = (window
         .unwrap_or(u32::MAX)
         .clamp(1, architecture.decoder().context) as usize)
         .min(corpus.len() - 1);
-    let mut run = Run::new(start, settings, seed, device.open()?);
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let draw = |rng: &mut ChaCha8Rng| {
+        let first = rng.random_range(0..corpus.len() - length);
+        &corpus[first..=first + length]
+    };
+    let batch = |model: &Network, part: &[&[u32]]| match model {
+        Network::Transformer(model) => {
+            NetworkBatch::Texts(Box::new(Batch::of_windows(part, Place::of(model))))
+        }
+        Network::Images(_) => unreachable!("it was checked that the model reads texts"),
+    };
+    let run = Run::new(start, settings, seed, device.open()?);
+    pretraining_steps(run, draw, batch, on_step)
+}
+
+/// Trains `start` to predict the classes of random images of `corpus`.
+///
+/// Each step draws `settings.batch_size` images with replacement, with a generator of its own from
+/// `seed`. `on_step` gets each step (counted from 1) and its mean loss in nats; its error ends the
+/// training.
+///
+/// # Errors
+/// No image, or one that the model cannot read; bad settings; what `on_step` fails with.
+pub fn pretrain_on_images(
+    start: &Weights,
+    corpus: &[TokenizedExample],
+    settings: &TrainingSettings,
+    seed: u64,
+    device: Device,
+    on_step: &mut dyn FnMut(u32, f32) -> Result<(), BoxError>,
+) -> Result<Weights, TrainingError> {
+    settings.check()?;
+    if corpus.is_empty() {
+        return Err(TrainingError::NoImages);
+    }
+    check_examples(corpus, start.architecture())
+        .map_err(|(example, problem)| TrainingError::CorpusImage { example, problem })?;
+    let draw = |rng: &mut ChaCha8Rng| &corpus[rng.random_range(0..corpus.len())];
+    let batch = |model: &Network, part: &[&TokenizedExample]| model.batch(part);
+    let run = Run::new(start, settings, seed, device.open()?);
+    pretraining_steps(run, draw, batch, on_step)
+}
+
+/// The steps of a pre-training, on what `draw` draws and `batch` makes into tensors.
+fn pretraining_steps<T>(
+    mut run: Run<'_>,
+    draw: impl Fn(&mut ChaCha8Rng) -> T,
+    batch: impl Fn(&Network, &[T]) -> NetworkBatch,
+    on_step: &mut dyn FnMut(u32, f32) -> Result<(), BoxError>,
+) -> Result<Weights, TrainingError> {
+    let settings = run.settings;
     // Stream 0; those from 1 on belong to the dropout of the steps.
+    let mut rng = ChaCha8Rng::seed_from_u64(run.seed);
     let shares = vec![1.0 / settings.batch_size as f32; settings.batch_size as usize];
-    let size = shares.len().div_ceil(settings.accumulation as usize);
-    let place = Place::of(&run.model);
     for step in 1..=settings.steps {
-        let windows: Vec<&[u32]> = (0..settings.batch_size)
-            .map(|_| {
-                let first = rng.random_range(0..corpus.len() - length);
-                &corpus[first..=first + length]
-            })
-            .collect();
-        let batches = (windows.chunks(size)).map(|part| Batch::of_windows(part, place));
+        let members: Vec<T> = shares.iter().map(|_| draw(&mut rng)).collect();
         let rate = settings.learning_rate_at(step, settings.steps);
-        let parts = batches.zip(shares.chunks(size));
-        let losses = run.update(parts, f64::from(rate)).batch_losses;
+        let losses = (run.update(&members, &shares, &batch, f64::from(rate))).batch_losses;
         let mean = losses.iter().sum::<f32>() / losses.len() as f32;
         on_step(step, mean).map_err(|e| observed(step, e))?;
     }
@@ -601,6 +663,20 @@ pub enum TrainingError {
         /// Its tokens.
         got: usize,
     },
+    /// A text for a network on images.
+    #[error("a network on images cannot be pre-trained on a text")]
+    TextForImages,
+    /// Nothing to learn from.
+    #[error("there is no image to pre-train on")]
+    NoImages,
+    /// An image to pre-train on that the model cannot read.
+    #[error("image {example} of those to pre-train on: {problem}")]
+    CorpusImage {
+        /// Its place.
+        example: usize,
+        /// What is wrong.
+        problem: TokensError,
+    },
     /// A text with tokens that the model does not have.
     #[error("token {position} of the pre-training text: {problem}")]
     CorpusToken {
@@ -624,6 +700,7 @@ mod tests {
     use super::*;
     use crate::batch_loss::BatchLoss;
     use crate::settings::ModelSettings;
+    use crate::torch::test_support::{examples_of, image_network};
     use simfluence_core::{NoProgress, Optimizer};
 
     fn base(dropout: f64) -> Weights {
@@ -1072,6 +1149,48 @@ mod tests {
         )
         .unwrap_err();
         assert!(matches!(error, TrainingError::NoTestExamples));
+    }
+
+    #[test]
+    fn pre_training_on_images_learns_their_classes_and_repeats_itself() {
+        let start = image_network(&[2, 3], &[5]);
+        let images = examples_of(&start, 4, 1);
+        let settings = TrainingSettings {
+            steps: 60,
+            batch_size: 4,
+            learning_rate: 1e-2,
+            ..TrainingSettings::default()
+        };
+        let learn = |images: &[TokenizedExample]| {
+            let mut losses = Vec::new();
+            let end = pretrain_on_images(
+                &start,
+                images,
+                &settings,
+                3,
+                crate::Device::Cpu,
+                &mut |_, loss| {
+                    losses.push(loss);
+                    Ok(())
+                },
+            )?;
+            Ok::<_, TrainingError>((end, losses))
+        };
+        let (end, losses) = learn(&images).unwrap();
+        let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+        assert!(
+            mean(&losses[50..]) < 0.5 * mean(&losses[..10]),
+            "{losses:?}"
+        );
+        assert_eq!(learn(&images).unwrap(), (end, losses));
+        assert!(matches!(learn(&[]), Err(TrainingError::NoImages)));
+        let mut wrong = images;
+        wrong[2].tokens[30] = 4;
+        let message = learn(&wrong).unwrap_err().to_string();
+        assert!(
+            message.contains("image 2 of those to pre-train on: its class is 4"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -9,20 +9,24 @@ import tempfile
 
 import peft
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
+
+from make import auto_class
 
 HERE = pathlib.Path(__file__).parent
 TOKENS = torch.tensor([[3, 3, 4, 1, 2, 6, 0, 5, 1, 18, 7, 7, 9, 2, 13, 12]])
 
 
 def logits(folder, adapter=None):
-    model, info = AutoModelForCausalLM.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model, info = auto_class(config).from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True)
     assert not any(info.values()), info
     if adapter:
         model = peft.PeftModel.from_pretrained(model, adapter)
+    answer = dict(decoder_input_ids=TOKENS[:, :5]) if config.is_encoder_decoder else {}
     with torch.no_grad():
-        return model(TOKENS).logits
+        return model(TOKENS, **answer).logits
 
 
 for config in sorted(HERE.glob("*/config.json")):

@@ -19,9 +19,13 @@ its own code runs in 64 bits throughout. `rotary.json` has its frequencies of ro
 Folders named `…_lora` or `…_ia3` have an adapter by PEFT for the checkpoint before the `_`; their reference is of
 both together, its gradients and step of the adapter alone.
 
+Of an encoder-decoder (T5) the encoder reads an example's tokens up to its answer, the decoder the
+start token and the answer. `buckets.json` has T5's buckets of relative positions.
+
 `text` is a checkpoint with a byte-level tokenizer, for tests that start from text; `metaspace.json`
 is a tokenizer in the manner of Llama's. `encodings.json` has what the tokenizers library makes of
-some texts by both.
+some texts by both. `t5_text` is a T5 with a unigram tokenizer, `t5_encodings.json` what
+transformers' tokenizer makes of some prompts and answers by it.
 """
 import json
 import pathlib
@@ -34,6 +38,7 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from safetensors.torch import save_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.t5.modeling_t5 import T5Attention
 
 HERE = pathlib.Path(__file__).parent
 VOCABULARY, CONTEXT = 19, 24
@@ -48,6 +53,10 @@ SIZES = dict(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size
              pad_token_id=None)
 GROUPED = dict(SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
                intermediate_size=12)
+
+T5 = dict(vocab_size=VOCABULARY, d_model=8, d_kv=5, d_ff=12, num_layers=2, num_heads=3,
+          relative_attention_num_buckets=8, relative_attention_max_distance=10,
+          decoder_start_token_id=0, eos_token_id=0)
 
 LLAMA3 = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0,
               high_freq_factor=4.0, original_max_position_embeddings=12)
@@ -80,6 +89,9 @@ CONFIGS = {
         **{k: v for k, v in dict(GROUPED, hidden_size=16).items() if k != "head_dim"},
         sliding_window=6,
         rope_parameters=dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5)),
+    "t5_gated": transformers.T5Config(
+        **T5, num_decoder_layers=1, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "t5": transformers.T5Config(**T5),
 }
 
 ROTARY = [
@@ -109,9 +121,24 @@ class In64Bits:
         torch.set_default_dtype(torch.float32)
 
 
+def auto_class(config):
+    """What transformers makes of a config."""
+    if config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
+
+
+def untied(model):
+    """The model with an output matrix of its own, which transformers 5 only gives a T5 that it
+    loads."""
+    if model.config.model_type == "t5" and not model.config.scale_decoder_outputs:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
+
+
 def initial(config, seed):
     """A model whose every part matters: nothing is 0 or 1 as at an ordinary start."""
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = untied(auto_class(config).from_config(config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -122,7 +149,12 @@ def initial(config, seed):
 
 
 def answers(model, tokens, start):
-    logits = model(torch.tensor([tokens[:-1]]), use_cache=False).logits[0, start - 1:]
+    if model.config.is_encoder_decoder:
+        read = [model.config.decoder_start_token_id, *tokens[start:-1]]
+        logits = model(torch.tensor([tokens[:start]]), decoder_input_ids=torch.tensor([read]),
+                       use_cache=False).logits[0]
+    else:
+        logits = model(torch.tensor([tokens[:-1]]), use_cache=False).logits[0, start - 1:]
     return logits, torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[start:]))
 
 
@@ -135,15 +167,17 @@ def stored_name(model, name):
 
 def in_32_bits(folder, adapter=None):
     """A checkpoint, or one with an adapter, as transformers and PEFT load it."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = auto_class(config).from_pretrained(folder, dtype=torch.float32)
     return peft.PeftModel.from_pretrained(model, adapter) if adapter else model
 
 
 def in_64_bits(single, folder, adapter=None):
     """The same with the values of `single`; made anew, because the rotary frequencies of a loaded
     model were computed in 32 bits. To be called within In64Bits."""
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.from_pretrained(folder), dtype=torch.float64, attn_implementation="eager").eval()
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = untied(auto_class(config).from_config(
+        config, dtype=torch.float64, attn_implementation="eager")).eval()
     if adapter:
         model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(adapter)).eval()
         model.set_adapter("default", inference_mode=False)
@@ -177,6 +211,16 @@ def reference(folder, adapter=None):
     save_file(saved, (adapter or folder) / "reference.safetensors")
 
 
+def buckets():
+    rows, distances = [], torch.arange(-300, 301)
+    for count, most in [(32, 128), (8, 10), (16, 40), (64, 256)]:
+        for causal in (False, True):
+            expected = T5Attention._relative_position_bucket(distances, not causal, count, most)
+            rows.append(dict(buckets=count, max_distance=most, is_causal=causal,
+                             first=distances[0].item(), expected=expected.tolist()))
+    (HERE / "buckets.json").write_text(json.dumps(rows) + "\n")
+
+
 def rotary():
     rows = []
     with In64Bits():
@@ -206,6 +250,9 @@ ADAPTERS = {
         target_modules=["k_proj", "v_proj", "fc1", "fc2"], feedforward_modules=["fc2"],
         task_type="CAUSAL_LM")),
     "gpt_neox_ia3": ("gpt_neox", peft.IA3Config(task_type="CAUSAL_LM")),
+    "t5_lora": ("t5", peft.LoraConfig(r=2, lora_alpha=3, task_type="SEQ_2_SEQ_LM")),
+    "t5_gated_ia3": ("t5_gated", peft.IA3Config(
+        target_modules=["k", "v", "wi_1"], feedforward_modules=[], task_type="SEQ_2_SEQ_LM")),
 }
 
 
@@ -213,7 +260,7 @@ def adapter(name, seed):
     base, config = ADAPTERS[name]
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(HERE / base, dtype=torch.float32)
+    model = in_32_bits(HERE / base)
     model = peft.get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -270,6 +317,24 @@ def metaspace():
     return tokenizer
 
 
+NUMBERS = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+           "fifteen")
+
+
+def unigram():
+    """In the manner of T5, with a token behind every text."""
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.train_from_iterator([*LINES, NUMBERS], trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
+        show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
 def encodings(tokenizer):
     rows = []
     for prompt, answer in TEXTS:
@@ -282,18 +347,36 @@ def encodings(tokenizer):
     return rows
 
 
-def text():
-    folder = HERE / "text"
+def with_tokenizer(name, config, seed, tokenizer):
+    folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
+    initial(config, seed).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+
+
+def text():
     tokenizer, other = byte_level(), metaspace()
     config = transformers.LlamaConfig(**dict(
         GROUPED, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=64))
-    initial(config, 100).save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    with_tokenizer("text", config, 100, tokenizer)
     other.save(str(HERE / "metaspace.json"), pretty=False)
     rows = dict(byte_level=encodings(tokenizer), metaspace=encodings(other))
     (HERE / "encodings.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def t5_text():
+    """A checkpoint with what transformers' T5 tokenizer makes of prompts and answers."""
+    tokenizer = unigram()
+    config = transformers.T5Config(**dict(T5, vocab_size=tokenizer.get_vocab_size(), eos_token_id=1))
+    with_tokenizer("t5_text", config, 101, tokenizer)
+    fast = transformers.T5Tokenizer.from_pretrained(HERE / "t5_text")
+    rows = []
+    for prompt, answer in [("Question: what follows two?", "three"), ("what  comes\nbefore 9?", "x")]:
+        both = fast(prompt, text_target=answer)
+        rows.append(dict(prompt=prompt, answer=answer, source=both["input_ids"],
+                         target=both["labels"]))
+    (HERE / "t5_encodings.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def main():
@@ -306,7 +389,9 @@ def main():
     for seed, name in enumerate(ADAPTERS):
         adapter(name, 200 + seed)
     rotary()
+    buckets()
     text()
+    t5_text()
     (HERE / "examples.json").write_text(json.dumps(EXAMPLES) + "\n")
 
 

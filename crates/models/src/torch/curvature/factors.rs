@@ -657,11 +657,11 @@ pub enum FactorsError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::torch::Network;
     use crate::torch::curvature::{Curvature, CurvatureKind};
     use crate::torch::gradients::per_example_gradients;
     use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
-    use crate::torch::test_support::{all_weights, dense, examples, weights};
-    use crate::torch::transformer::Transformer;
+    use crate::torch::test_support::{all_weights, dense, examples, examples_of, weights};
     use simfluence_core::NoProgress;
     use tch::Device;
 
@@ -847,7 +847,7 @@ mod tests {
 
     #[test]
     fn ref_the_diagonal_of_sequences_is_that_of_the_gauss_newton_matrix() {
-        let model = Transformer::with_kind(&weights(true), Device::Cpu, Kind::Double);
+        let model = Network::with_kind(&weights(true), Device::Cpu, Kind::Double);
         let train = examples(6, 0);
         let answers = train.iter().map(|e| e.target_count());
         assert!(answers.collect::<std::collections::BTreeSet<_>>().len() > 1);
@@ -890,13 +890,13 @@ mod tests {
         assert_ne!(solve(Labels::Given), exact);
     }
 
-    /// In the eigenbasis the diagonal is the second moment of the gradients; what it is of a
-    /// transformer, whose examples have several positions and padding.
+    /// In the eigenbasis the diagonal is the second moment of the gradients, also of models
+    /// whose examples have several positions and padding.
     #[test]
-    fn ref_eigenvalues_of_a_transformer_sum_to_the_mean_square_of_its_gradients() {
+    fn ref_eigenvalues_sum_to_the_mean_square_of_its_gradients() {
         for weights in all_weights() {
-            let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
-            let train = examples(9, 2);
+            let model = Network::with_kind(&weights, Device::Cpu, Kind::Double);
+            let train = examples_of(&weights, 9, 2);
             let rows = per_example_gradients(&model, &train).unwrap();
             let squares = rows.square().sum_dim_intlist(1, false, None);
             let expected = squares
@@ -928,7 +928,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_of_the_first_pass_saves_gradients_and_changes_nothing() {
-        let model = Transformer::with_kind(&weights(true), Device::Cpu, Kind::Double);
+        let model = Network::with_kind(&weights(true), Device::Cpu, Kind::Double);
         let train = examples(20, 0);
         let by_length = by_length(&model, &train);
         let longest = model.batch(&[&train[by_length[0]]]);

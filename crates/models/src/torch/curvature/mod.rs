@@ -213,10 +213,10 @@ fn check_weights(weights: &[f64], examples: usize) -> Result<(), GradientError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::torch::Network;
     use crate::torch::gradients::per_example_gradients;
     use crate::torch::mlp::{Activation, DenseExample, Mlp, Prediction, Target};
-    use crate::torch::test_support::{all_weights, dense, examples, weights};
-    use crate::torch::transformer::Transformer;
+    use crate::torch::test_support::{all_weights, dense, examples, examples_of, weights};
     use tch::Device;
 
     const WEIGHTS: [f64; 7] = [0.1, 0.3, 0.0, 0.2, 0.05, 0.25, 0.1];
@@ -281,14 +281,14 @@ mod tests {
             check_hessian(&model, &train[..7]);
         }
         for weights in all_weights() {
-            let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
-            check_hessian(&model, &examples(7, 1));
+            let model = Network::with_kind(&weights, Device::Cpu, Kind::Double);
+            check_hessian(&model, &examples_of(&weights, 7, 1));
         }
     }
 
     #[test]
     fn a_product_with_the_hessian_of_a_scalar_is_that_of_the_loss_it_is() {
-        let model = Transformer::with_kind(&weights(true), Device::Cpu, Kind::Double);
+        let model = Network::with_kind(&weights(true), Device::Cpu, Kind::Double);
         let examples = examples(7, 1);
         let kind = CurvatureKind::Hessian;
         let curvature = Curvature::new(&model, &examples, &WEIGHTS, kind, &settings()).unwrap();
@@ -348,8 +348,8 @@ mod tests {
             check_gauss_newton(&model, &train[..7]);
         }
         for weights in all_weights() {
-            let model = Transformer::with_kind(&weights, Device::Cpu, Kind::Double);
-            check_gauss_newton(&model, &examples(7, 1));
+            let model = Network::with_kind(&weights, Device::Cpu, Kind::Double);
+            check_gauss_newton(&model, &examples_of(&weights, 7, 1));
         }
     }
 

@@ -5,9 +5,9 @@
 //! every layer's output are each example's own, because examples do not meet. The gradient of a
 //! matrix is then a sum of outer products over positions, `Σ_t u_t v_tᵀ`: of a linear layer with
 //! input `a_t` and output gradient `d_t` it is `Σ_t d_t [a_t, 1]ᵀ` (the last column is the bias),
-//! of a token embedding `Σ_t e(token_t) d_tᵀ` with one-hot `e`. Norms, positions, factors and biases
-//! of matrices that are not trained have gradients of their own that are small and simply written
-//! down.
+//! of a token embedding `Σ_t e(token_t) d_tᵀ` with one-hot `e`. Norms, positions (learned and
+//! relative ones), factors and biases of matrices that are not trained have gradients of their own
+//! that are small and simply written down.
 
 use tch::{Kind, Tensor};
 
@@ -47,6 +47,8 @@ pub(in crate::torch) enum Use {
     Embedding { weight: usize, tokens: Tensor },
     /// `output = … + weight[first + position]`.
     Positions { weight: usize, first: i64 },
+    /// `output = weight[buckets]`, a small table; the buckets, `[rows]`, are those of every example.
+    Buckets { weight: usize, buckets: Tensor },
 }
 
 impl Use {
@@ -175,6 +177,19 @@ impl Use {
                 left: Left::Tokens(tokens.shallow_clone()),
                 right: output.shallow_clone(),
             }),
+            Self::Buckets { weight, buckets } => {
+                let size = output.size();
+                let (examples, columns) = (size[0], size[2]);
+                let index = buckets.view([1, -1, 1]).expand_as(output);
+                let rows = buckets.max().int64_value(&[]) + 1;
+                let shape = [examples, rows, columns];
+                let sums = Tensor::zeros(shape, (output.kind(), output.device()));
+                pieces.push(Piece::Formed {
+                    parameter: *weight,
+                    first: 0,
+                    rows: sums.scatter_add(1, &index, output).view([examples, -1]),
+                });
+            }
             Self::Positions { weight, first } => {
                 let size = output.size();
                 pieces.push(Piece::Formed {

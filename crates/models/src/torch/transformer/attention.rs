@@ -1,9 +1,9 @@
-//! Causal attention of one block.
+//! Attention of one block: among the positions of a stack, and to what an encoder gives.
 
-use super::rotary::Angles;
+use super::stack::{Memory, Stack};
 use super::{Extras, Transformer, drop_out};
 use crate::decoder::{Linear, Projection, QkvPlaces};
-use crate::torch::batch::{Answers, Batch};
+use crate::torch::batch::Answers;
 use crate::torch::gradients::Tape;
 use tch::Tensor;
 
@@ -11,33 +11,24 @@ use tch::Tensor;
 type Rows = [Tensor; 3];
 
 impl Transformer {
-    /// Causal attention of the rows `input` of block `layer`, before the output matrix: `[rows ×
-    /// heads · head width]`, with `answers` only theirs.
-    ///
-    /// It is written out (`softmax(q kᵀ · scale + mask) v`), so that gradients of gradients exist.
+    /// Attention of the rows `input` of block `layer` to each other, before the output matrix:
+    /// `[rows × heads · head width]`, with answers only theirs.
     pub(super) fn attention(
         &self,
+        stack: &Stack,
         layer: usize,
         input: &Tensor,
-        batch: &Batch,
-        answers: Option<&Answers>,
-        angles: Option<&Angles>,
         extras: &mut Extras,
     ) -> Tensor {
         let attention = &self.architecture.decoder().attention;
-        let (heads, shared) = (
-            i64::from(attention.heads),
-            i64::from(attention.key_value_heads),
-        );
-        let size = batch.size;
-        let rows = self.queries_keys_values(layer, input, answers, size, &mut extras.tape);
-        let [queries, keys, values] = rows;
-        let mut queries = split_heads(&queries, size, heads);
-        let mut keys = split_heads(&keys, size, shared);
-        let mut values = split_heads(&values, size, shared);
-        if let Some(angles) = angles {
+        let (size, answers) = (stack.size, stack.answers_at(layer));
+        let qkv = stack.layer(layer).qkv;
+        let rows = self.queries_keys_values(qkv, input, answers, size, &mut extras.tape);
+        let [mut queries, mut keys, mut values] = self.by_head(&rows, size);
+        if let Some(angles) = &stack.angles {
+            let heads = i64::from(attention.heads);
             queries = match answers {
-                Some(answers) => angles.of_answers(answers, batch, heads).turn(&queries),
+                Some(answers) => angles.of_answers(answers, size, heads).turn(&queries),
                 None => angles.turn(&queries),
             };
             keys = angles.turn(&keys);
@@ -50,27 +41,66 @@ impl Transformer {
             keys = behind(first_keys, &keys, size);
             values = behind(first_values, &values, size);
         }
-        let mask = match answers {
-            Some(answers) => &answers.mask,
-            None => batch.mask(attention.is_windowed(layer)),
-        };
+        let mask = stack.mask(layer, attention.is_windowed(layer));
+        self.attend([queries, keys, values], mask, size, extras)
+    }
+
+    /// Attention of the rows `input` to those of an encoder.
+    pub(super) fn cross_attention(
+        &self,
+        [query, key, value]: &[Linear; 3],
+        input: &Tensor,
+        memory: &Memory,
+        size: i64,
+        extras: &mut Extras,
+    ) -> Tensor {
+        let rows = [
+            self.linear(input, *query, size, &mut extras.tape),
+            self.linear(memory.rows, *key, size, &mut extras.tape),
+            self.linear(memory.rows, *value, size, &mut extras.tape),
+        ];
+        self.attend(self.by_head(&rows, size), memory.mask, size, extras)
+    }
+
+    /// Queries, keys and values, `[examples · heads × positions × head width]` each.
+    fn by_head(&self, [queries, keys, values]: &Rows, size: i64) -> [Tensor; 3] {
+        let attention = &self.architecture.decoder().attention;
+        let shared = i64::from(attention.key_value_heads);
+        [
+            split_heads(queries, size, i64::from(attention.heads)),
+            split_heads(keys, size, shared),
+            split_heads(values, size, shared),
+        ]
+    }
+
+    /// `softmax(q kᵀ · scale + mask) v`, written out, so that gradients of gradients exist.
+    fn attend(
+        &self,
+        [queries, keys, values]: [Tensor; 3],
+        mask: &Tensor,
+        size: i64,
+        extras: &mut Extras,
+    ) -> Tensor {
+        let attention = &self.architecture.decoder().attention;
+        let heads = i64::from(attention.heads);
+        let sharing = heads / i64::from(attention.key_value_heads);
         let scale = match attention.is_scaled {
             true => 1.0 / f64::from(attention.head_width).sqrt(),
             false => 1.0,
         };
-        let keys = repeat_heads(keys, heads / shared);
+        let keys = repeat_heads(keys, sharing);
         let weights = mask
             .baddbmm(&queries, &keys.transpose(1, 2), 1.0, scale)
             .softmax(-1, None);
         let weights = drop_out(weights, &mut extras.dropout, |rates| rates.attention);
-        let values = repeat_heads(values, heads / shared);
+        let values = repeat_heads(values, sharing);
         join_heads(&weights.bmm(&values), size, heads)
     }
 
     /// With `answers` only their queries.
     fn queries_keys_values(
         &self,
-        layer: usize,
+        qkv: QkvPlaces,
         input: &Tensor,
         answers: Option<&Answers>,
         size: i64,
@@ -80,7 +110,7 @@ impl Transformer {
             Some(answers) => input.index_select(0, &answers.rows),
             None => input.shallow_clone(),
         };
-        match self.places.layers[layer].qkv {
+        match qkv {
             QkvPlaces::Separate([query, key, value]) => [
                 self.linear(&asking, query, size, tape),
                 self.linear(input, key, size, tape),

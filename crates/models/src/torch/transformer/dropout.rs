@@ -69,6 +69,8 @@ mod tests {
         embedding: 0.25,
         residual: 0.0,
         attention: 0.0,
+        activation: 0.0,
+        output: 0.0,
     };
 
     #[test]

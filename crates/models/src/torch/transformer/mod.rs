@@ -1,31 +1,31 @@
-//! The decoder-only transformer and its forward pass.
+//! The transformer and its forward pass.
 
 mod attention;
 mod dropout;
+mod relative;
 mod rotary;
+mod stack;
 #[cfg(test)]
 mod tests;
 
 pub(super) use dropout::Dropout;
 
-use super::batch::{Answers, Batch, Place};
+use super::batch::{Batch, Inputs, Place};
 use super::gradients::{Tape, Use};
 use super::model::{ExampleError, Model, Outputs, Targets};
 use crate::decoder::{
-    Activation, Adapter, Adapters, Affine, Gate, LayerPlaces, Linear, MlpPlaces, Norm, NormKind,
-    NormPlace, Places, Positions, layout,
+    Adapter, Adapters, Affine, Linear, Norm, NormKind, Places, Positions, layout,
 };
 use crate::device::DeviceError;
 use crate::settings::TokenizedExample;
 use crate::weight_decay::WeightDecayGroups;
 use crate::weights::{Architecture, Layout, Weights, WeightsError};
 use dropout::drop_out;
-use rotary::Angles;
+use stack::Stack;
 use tch::{Kind, Tensor};
 
-/// A decoder-only transformer with its parameters on a device: what its
-/// [`Decoder`](crate::decoder::Decoder) says. In the last block only the positions that predict an
-/// answer token are carried on.
+/// A transformer with its parameters on a device: what its [`Decoder`](crate::decoder::Decoder)
+/// says. In the last block only the positions that predict an answer token are carried on.
 ///
 /// [`Model::parameters`] are those that are trained
 /// ([`Architecture::trainable`](crate::Architecture::trainable)): gradients, optimisers and
@@ -170,21 +170,12 @@ impl Transformer {
     /// What is predicted at the answer positions of a batch.
     pub(super) fn outputs_with(&self, batch: &Batch, mut extras: Extras) -> Outputs {
         let hidden = self.hidden(batch, &mut extras);
-        let output = Linear {
-            weight: self.places.output,
-            bias: None,
-            adapter: None,
-        };
+        let output = self.places.output;
         Outputs {
             predictions: self.linear(&hidden, output, batch.size, &mut extras.tape),
             targets: Targets::Classes(batch.answers.targets.shallow_clone()),
             weights: batch.answers.weights.shallow_clone(),
         }
-    }
-
-    /// Each example's mean negative log-likelihood per answer token, `[examples]`.
-    pub(super) fn losses(&self, batch: &Batch, extras: Extras) -> Tensor {
-        self.outputs_with(batch, extras).losses()
     }
 
     /// Keys and values of a sequence that others start with.
@@ -201,23 +192,20 @@ impl Transformer {
     /// What the output matrix reads at the positions that predict answer tokens, `[examples ·
     /// answer length × embedding width]`.
     fn hidden(&self, batch: &Batch, extras: &mut Extras) -> Tensor {
-        let angles = match &self.architecture.decoder().positions {
-            Positions::Learned { .. } => None,
-            Positions::Rotary(rotary) => {
-                let (kind, device) = (self.kind(), self.device());
-                Some(Angles::of_batch(rotary, batch, kind, device))
-            }
+        let decoder = self.architecture.decoder();
+        let memory = self.places.encoder.as_ref().zip(batch.source.as_ref());
+        let memory = memory.map(|(places, source)| {
+            let hidden = self.embed(source, batch.size, extras);
+            let stack = Stack::encoder(self, places, source, batch.size, extras);
+            self.run(&stack, hidden, extras)
+        });
+        let hidden = self.embed(&batch.inputs, batch.size, extras);
+        let stack = Stack::decoder(self, batch, memory.as_ref(), extras);
+        let hidden = self.run(&stack, hidden, extras);
+        let hidden = match decoder.is_output_scaled {
+            true => hidden / f64::from(decoder.width).sqrt(),
+            false => hidden,
         };
-        let mut hidden = self.embed(batch, extras);
-        let layers = self.places.layers.len();
-        for layer in 0..layers {
-            let is_last = layer + 1 == layers;
-            let answers = (is_last && !batch.answers.everywhere).then_some(&batch.answers);
-            hidden = self.block(layer, hidden, batch, answers, angles.as_ref(), extras);
-        }
-        if let Some(norm) = self.places.final_norm {
-            hidden = self.norm(&hidden, norm, batch.size, &mut extras.tape);
-        }
         match self.places.project_out {
             Some(project) => self.linear(&hidden, project, batch.size, &mut extras.tape),
             None => hidden,
@@ -225,15 +213,15 @@ impl Transformer {
     }
 
     /// The residual stream that enters the first block, `[examples · positions × width]`.
-    fn embed(&self, batch: &Batch, extras: &mut Extras) -> Tensor {
+    fn embed(&self, inputs: &Inputs, size: i64, extras: &mut Extras) -> Tensor {
         let decoder = self.architecture.decoder();
-        let (size, length) = (batch.size, batch.length);
-        let mut hidden = self.values[self.places.token_embedding].index_select(0, &batch.tokens);
+        let length = inputs.length;
+        let mut hidden = self.values[self.places.token_embedding].index_select(0, &inputs.tokens);
         let trained = self.trained[self.places.token_embedding];
         if let (Some(tape), Some(weight)) = (&mut extras.tape, trained) {
             let used = Use::Embedding {
                 weight,
-                tokens: batch.tokens.view([size, length]),
+                tokens: inputs.tokens.view([size, length]),
             };
             tape.note(used, &hidden);
         }
@@ -243,7 +231,7 @@ impl Transformer {
         if let (Some(weight), Positions::Learned { offset }) =
             (self.places.position_embedding, &decoder.positions)
         {
-            let first = i64::from(*offset) + batch.first_position;
+            let first = i64::from(*offset) + inputs.first_position;
             let rows = self.values[weight].narrow(0, first, length);
             hidden = hidden.view([size, length, -1]) + rows;
             if let (Some(tape), Some(weight)) = (&mut extras.tape, self.trained[weight]) {
@@ -252,81 +240,6 @@ impl Transformer {
         }
         let hidden = hidden.view([-1, i64::from(decoder.width)]);
         drop_out(hidden, &mut extras.dropout, |rates| rates.embedding)
-    }
-
-    /// One block; with `answers` only those positions come out.
-    fn block(
-        &self,
-        layer: usize,
-        hidden: Tensor,
-        batch: &Batch,
-        answers: Option<&Answers>,
-        angles: Option<&Angles>,
-        extras: &mut Extras,
-    ) -> Tensor {
-        let decoder = self.architecture.decoder();
-        let places = &self.places.layers[layer];
-        let size = batch.size;
-        let attended = match decoder.norm_place {
-            NormPlace::Before => {
-                let input = self.norm(&hidden, places.attention_norm, size, &mut extras.tape);
-                self.attention(layer, &input, batch, answers, angles, extras)
-            }
-            NormPlace::After => self.attention(layer, &hidden, batch, answers, angles, extras),
-        };
-        let attended = self.linear(&attended, places.attention_output, size, &mut extras.tape);
-        let attended = drop_out(attended, &mut extras.dropout, |rates| rates.residual);
-        let hidden = match answers {
-            Some(answers) => hidden.index_select(0, &answers.rows),
-            None => hidden,
-        };
-        match decoder.norm_place {
-            NormPlace::Before if decoder.is_parallel => {
-                let transformed = self.normed_mlp(&hidden, places, size, extras);
-                hidden + attended + transformed
-            }
-            NormPlace::Before => {
-                let hidden = hidden + attended;
-                let transformed = self.normed_mlp(&hidden, places, size, extras);
-                hidden + transformed
-            }
-            NormPlace::After => {
-                let hidden = hidden + attended;
-                let hidden = self.norm(&hidden, places.attention_norm, size, &mut extras.tape);
-                let hidden = &hidden + self.mlp(&hidden, places.mlp, size, extras);
-                self.norm(&hidden, places.mlp_norm, size, &mut extras.tape)
-            }
-        }
-    }
-
-    /// The MLP of a block behind its norm.
-    fn normed_mlp(
-        &self,
-        hidden: &Tensor,
-        places: &LayerPlaces,
-        size: i64,
-        extras: &mut Extras,
-    ) -> Tensor {
-        let normed = self.norm(hidden, places.mlp_norm, size, &mut extras.tape);
-        self.mlp(&normed, places.mlp, size, extras)
-    }
-
-    fn mlp(&self, input: &Tensor, places: MlpPlaces, size: i64, extras: &mut Extras) -> Tensor {
-        let mlp = &self.architecture.decoder().mlp;
-        let up = self.linear(input, places.up, size, &mut extras.tape);
-        let inner = match (mlp.gate, places.gate) {
-            (Gate::Separate, Some(gate)) => {
-                let gate = self.linear(input, gate, size, &mut extras.tape);
-                activate(mlp.activation, &gate) * up
-            }
-            (Gate::Fused, _) => {
-                let parts = up.chunk(2, 1);
-                activate(mlp.activation, &parts[0]) * &parts[1]
-            }
-            _ => activate(mlp.activation, &up),
-        };
-        let down = self.linear(&inner, places.down, size, &mut extras.tape);
-        drop_out(down, &mut extras.dropout, |rates| rates.residual)
     }
 
     /// `input · Wᵀ + b`.
@@ -457,15 +370,6 @@ fn normalised(input: &Tensor, norm: Norm) -> Tensor {
             let square = input.square().mean_dim(-1, true, None);
             input * (square + norm.eps).rsqrt()
         }
-    }
-}
-
-fn activate(activation: Activation, values: &Tensor) -> Tensor {
-    match activation {
-        Activation::Relu => values.relu(),
-        Activation::Gelu => values.gelu("none"),
-        Activation::GeluTanh => values.gelu("tanh"),
-        Activation::Silu => values.silu(),
     }
 }
 

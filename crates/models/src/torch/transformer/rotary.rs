@@ -1,7 +1,7 @@
 //! Rotary positions: queries and keys turned by angles that grow with the position.
 
 use crate::decoder::Rotary;
-use crate::torch::batch::{Answers, Batch};
+use crate::torch::batch::{Answers, Inputs};
 use tch::{Device, Kind, Tensor};
 
 /// Cosines and sines, times the amplitude, of the angles of some positions, `[… positions ×
@@ -12,11 +12,10 @@ pub(super) struct Angles {
 }
 
 impl Angles {
-    /// Those of the positions of a batch, `[positions × pairs]`.
-    pub(super) fn of_batch(rotary: &Rotary, batch: &Batch, kind: Kind, device: Device) -> Self {
-        let last = batch.first_position + batch.length;
-        let positions =
-            Tensor::arange_start(batch.first_position, last, (Kind::Double, Device::Cpu));
+    /// Those of all positions, `[positions × pairs]`.
+    pub(super) fn of_inputs(rotary: &Rotary, inputs: &Inputs, kind: Kind, device: Device) -> Self {
+        let (first, last) = (inputs.first_position, inputs.first_position + inputs.length);
+        let positions = Tensor::arange_start(first, last, (Kind::Double, Device::Cpu));
         let angles = positions.outer(&Tensor::from_slice(&rotary.frequencies));
         let place = |values: Tensor| (values * rotary.amplitude).to_device(device).to_kind(kind);
         Self {
@@ -27,14 +26,14 @@ impl Angles {
 
     /// Those of the answers of each example, once per head, `[examples · heads × answers ×
     /// pairs]`.
-    pub(super) fn of_answers(&self, answers: &Answers, batch: &Batch, heads: i64) -> Self {
-        let positions = answers.rows.remainder(batch.length);
+    pub(super) fn of_answers(&self, answers: &Answers, size: i64, heads: i64) -> Self {
+        let positions = answers.rows.remainder(self.cosines.size()[0]);
         let choose = |values: &Tensor| {
             let pairs = values.size()[1];
             (values.index_select(0, &positions))
-                .view([batch.size, 1, -1, pairs])
+                .view([size, 1, -1, pairs])
                 .expand([-1, heads, -1, -1], false)
-                .reshape([batch.size * heads, -1, pairs])
+                .reshape([size * heads, -1, pairs])
         };
         Self {
             cosines: choose(&self.cosines),

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::settings::{ModelSettings, TokenizedExample};
-use crate::torch::batch::{EvaluationSet, Place};
+use crate::torch::Network;
+use crate::torch::batch::EvaluationSet;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -54,10 +55,7 @@ fn check_against(case: &Case, kind: Kind, tolerance: f64) {
     let model = Transformer::with_kind(&weights(case.tied_output), tch::Device::Cpu, kind);
     let examples = examples();
     let members: Vec<&TokenizedExample> = examples.iter().collect();
-    let losses = model.losses(
-        &Batch::new(&members, 0, Place::of(&model)),
-        Extras::default(),
-    );
+    let losses = model.outputs(&model.batch(&members), None).losses();
     for (k, expected) in case.losses.iter().enumerate() {
         let got = losses.double_value(&[k as i64]);
         assert!((got - expected).abs() < tolerance, "{got} {expected}");
@@ -93,7 +91,7 @@ fn ref_losses_and_gradients_are_those_of_pytorch() {
 fn ref_evaluation_gives_the_losses_of_pytorch_in_the_order_of_the_examples() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("../ref_transformer.json")).unwrap();
     for case in &cases {
-        let model = Transformer::new(&weights(case.tied_output), tch::Device::Cpu);
+        let model = Network::new(&weights(case.tied_output), tch::Device::Cpu);
         for batch_size in [1, 2, 64] {
             let set = EvaluationSet::new(examples(), batch_size);
             let got = set.evaluate(&model).unwrap();
