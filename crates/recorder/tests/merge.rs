@@ -1,6 +1,6 @@
 //! Run sets recorded in different places become one.
 
-use simfluence_core::{Example, Examples, RunInfo, RunStatus, Step};
+use simfluence_core::{Artifact, Example, Examples, RunInfo, RunStatus, Step};
 use simfluence_recorder::{
     LOSS, Losses, Recorder, RecorderError, RecorderOptions, RunSet, StepRecord, check, merge,
 };
@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 
 fn examples(keys: &[&str]) -> Examples {
     Examples::new(keys.iter().map(|key| Example::new(*key, "all")).collect()).unwrap()
+}
+
+fn state() -> Artifact {
+    Artifact::new("checkpoint", 1)
 }
 
 fn recorded(path: &Path, train: &[&str], test: &[&str], run: &str) -> PathBuf {
@@ -31,7 +35,7 @@ fn recorded(path: &Path, train: &[&str], test: &[&str], run: &str) -> PathBuf {
         .log_step(&StepRecord::new(Step::new(batch, Some(0.25))))
         .unwrap();
     recorder.log_step(&second).unwrap();
-    recorder.save_checkpoint_bytes(2, b"state").unwrap();
+    recorder.save_checkpoint(2, &state()).unwrap();
     recorder.finish().unwrap();
     path.to_owned()
 }
@@ -61,7 +65,8 @@ fn runs_keep_what_was_recorded_under_the_new_ids() {
     assert_eq!(row(LOSS, 1), [None, Some(1.0), Some(2.0)]);
     assert_eq!(row("accuracy", 0), [None, Some(0.0), Some(1.0)]);
     let checkpoints = set.checkpoints("second").unwrap();
-    assert_eq!(std::fs::read(&checkpoints[0].1).unwrap(), b"state");
+    let kept = std::fs::read(&checkpoints[0].1).unwrap();
+    assert_eq!(Artifact::from_bytes(&kept).unwrap(), state());
 }
 
 #[test]
