@@ -56,6 +56,7 @@ bench: setup
 	cargo bench --features torch --workspace --bench run_sets --bench fit_and_simulate --bench scores
 	./benches/peers/run.sh
 	./benches/peers/attribution/run.sh --ratios
+	./benches/peers/fine_tuning/run.sh
 
 # The tables of what-if answers in docs/results.md: make what-if NEWS=ag_news_test.csv
 WHAT_IF ?= what-if-runs

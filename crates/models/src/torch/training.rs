@@ -819,6 +819,70 @@ mod tests {
         )
     }
 
+    fn losses_of(recording: &Recording) -> Vec<f32> {
+        recording
+            .bits
+            .iter()
+            .map(|&bits| f32::from_bits(bits))
+            .collect()
+    }
+
+    #[test]
+    fn checkpointing_changes_nothing_but_rounding_and_bfloat16_a_little() {
+        let ways: [(fn(&mut TrainingSettings), f32, f32); 3] = [
+            (|s| s.activation_checkpointing = true, 0.0, 1e-5),
+            (|s| s.precision = Precision::Bf16, 1e-5, 0.05),
+            (|s| s.accumulation = 3, 1e-9, 1.0),
+        ];
+        let plain = settings(Optimizer::default());
+        let base = base(0.1);
+        let mut expected = Recording::default();
+        train(&base, &plain, &mut expected, None).unwrap();
+        for (change, least, most) in ways {
+            let mut settings = plain.clone();
+            change(&mut settings);
+            let mut recording = Recording::default();
+            train(&base, &settings, &mut recording, None).unwrap();
+            let pairs = losses_of(&expected).into_iter().zip(losses_of(&recording));
+            let apart = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!((least..=most).contains(&apart), "{settings:?}: {apart}");
+        }
+        // Both together, with micro-batches, resume bit for bit.
+        let mut settings = plain;
+        settings.activation_checkpointing = true;
+        settings.precision = Precision::Bf16;
+        settings.accumulation = 2;
+        let mut whole = Recording::default();
+        let end = train(&base, &settings, &mut whole, None).unwrap();
+        let (_, state) = &whole.checkpoints[0];
+        let again = train(&base, &settings, &mut Recording::default(), Some(state)).unwrap();
+        assert_eq!(again, end);
+    }
+
+    #[test]
+    fn what_a_model_cannot_be_trained_with_is_refused() {
+        let t5 = crate::torch::test_support::checkpoint("t5_gated");
+        let checkpointed = TrainingSettings {
+            activation_checkpointing: true,
+            ..TrainingSettings::default()
+        };
+        let message = checkpointed.check_for(t5.architecture()).unwrap_err();
+        assert!(
+            message.to_string().contains("activation_checkpointing"),
+            "{message}"
+        );
+        let half = TrainingSettings {
+            precision: Precision::Bf16,
+            ..TrainingSettings::default()
+        };
+        assert_eq!(half.check_for(t5.architecture()), Ok(()));
+        assert_eq!(checkpointed.check_for(base(0.0).architecture()), Ok(()));
+        for settings in [half, checkpointed] {
+            let images = image_network(&[2], &[4]);
+            assert!(settings.check_for(images.architecture()).is_err());
+        }
+    }
+
     fn every_optimizer() -> Vec<Optimizer> {
         let named = |text: &str| serde_json::from_str(text).unwrap();
         vec![
