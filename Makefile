@@ -17,10 +17,14 @@ ifeq ($(LIBTORCH)$(LIBTORCH_USE_PYTORCH),)
   export LIBTORCH = $(shell cat $(VENV)/ready 2>/dev/null)
 endif
 
+# The tests of the Python package have an environment of their own.
+PYTHON_TESTS := $(CACHE)/python-tests
+PYTHON_BIN := $(PYTHON_TESTS)/bin
+
 CARGO_FLAGS := --release --features torch
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/simfluence
 
-.PHONY: demo test bench check setup build clean-demo what-if
+.PHONY: demo test test-python wheel bench-python bench check setup build clean-demo what-if
 
 demo: build
 	@./data/demo.sh $(BIN) $(DEMO) $(JOBS)
@@ -28,12 +32,31 @@ demo: build
 # The whole workspace with LibTorch: unit, property, reference, end-to-end and doc tests.
 test: setup
 	cargo test $(CARGO_FLAGS) --workspace
+	$(MAKE) test-python
+
+# The Python package: its wheel, installed beside real transformers, PEFT and Lightning.
+test-python: wheel
+	$(PYTHON_BIN)/ruff check python
+	$(PYTHON_BIN)/ruff format --check python
+	cd python/tests && OMP_WAIT_POLICY=PASSIVE $(PYTHON_BIN)/python -m pytest -c ../pyproject.toml -p no:cacheprovider
+
+# The wheel has no LibTorch in it, whatever is set up for the rest.
+wheel: $(PYTHON_TESTS)/ready
+	rm -rf $(PYTHON_TESTS)/wheel
+	env -u LIBTORCH -u LIBTORCH_USE_PYTORCH $(PYTHON_BIN)/maturin build --release --locked \
+		--interpreter $(PYTHON_BIN)/python --manifest-path python/Cargo.toml --out $(PYTHON_TESTS)/wheel
+	$(PYTHON_BIN)/python -m pip install --quiet --force-reinstall --no-deps $(PYTHON_TESTS)/wheel/*.whl
+
+# What recording costs in a real fine-tuning.
+bench-python: wheel
+	OMP_WAIT_POLICY=PASSIVE $(PYTHON_BIN)/python python/benches/overhead.py
 
 # Criterion's benchmarks, then the same work done by what people use today.
 bench: setup
 	cargo bench --features torch --workspace --bench run_sets --bench fit_and_simulate --bench scores
 	./benches/peers/run.sh
 	./benches/peers/attribution/run.sh --ratios
+	./benches/peers/fine_tuning/run.sh
 
 # The tables of what-if answers in docs/results.md: make what-if NEWS=ag_news_test.csv
 WHAT_IF ?= what-if-runs
@@ -61,6 +84,14 @@ $(VENV)/ready:
 		'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*'
 	@$(VENV)/bin/python -c 'import sysconfig, os; print(os.path.join(sysconfig.get_path("purelib"), "torch"))' > $@.tmp
 	@mv $@.tmp $@
+
+# torch from PyPI brings the CUDA libraries with it, without which it cannot be imported: 5 GB.
+$(PYTHON_TESTS)/ready: python/tests/requirements.txt
+	@echo "Setting up the environment of the Python tests in $(PYTHON_TESTS)" >&2
+	@rm -rf $(PYTHON_TESTS) && mkdir -p $(CACHE)
+	@$(PYTHON) -m venv $(PYTHON_TESTS)
+	@$(PYTHON_BIN)/python -m pip install --quiet -r $<
+	@touch $@
 
 clean-demo:
 	rm -rf $(DEMO)

@@ -28,6 +28,8 @@ pub enum Command {
     SaveModel(SaveModelArgs),
     /// Turn logs from elsewhere into a run set.
     Import(ImportArgs),
+    /// Make one run set of several that were recorded in different places.
+    Merge(MergeArgs),
     /// Is this run set whole, and what is in it?
     Check(CheckArgs),
     /// Learn a simulator from the training runs of a run set.
@@ -233,6 +235,20 @@ pub struct ImportTablesArgs {
     /// Another name of a column, as OURS=THEIRS (repeatable), for example `test_id=example`.
     #[arg(long = "column", value_name = "OURS=THEIRS")]
     pub columns: Vec<String>,
+    /// Folder of the new run set.
+    #[arg(long, value_name = "RUN_SET")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `merge`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  simfluence merge runs-of-machine-1 runs-of-machine-2 --out all-runs\n\nExamples are the same if their keys are; the ids of runs must differ."
+)]
+pub struct MergeArgs {
+    /// Folders of the run sets.
+    #[arg(required = true, value_name = "RUN_SET")]
+    pub run_sets: Vec<PathBuf>,
     /// Folder of the new run set.
     #[arg(long, value_name = "RUN_SET")]
     pub out: PathBuf,

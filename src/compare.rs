@@ -3,7 +3,8 @@
 use crate::attribute;
 use crate::cli::{AttributionMethod, CompareArgs, CompareMethod, FitMethod, Format};
 use crate::cost::{Cost, measured};
-use crate::runs::OpenRuns;
+use crate::program::Compared;
+use crate::runs::{OpenRuns, split_settings};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::Value;
@@ -14,7 +15,7 @@ use simfluence_evaluation::plots::{
 };
 use simfluence_evaluation::{
     BootstrapSettings, CompareSettings, Comparison, HELD_OUT, Method, SplitRuns, Union, compare,
-    simulate_run, table,
+    simulate_run, split_runs, table,
 };
 use simfluence_recorder::{read_artifact, write_atomically};
 use simfluence_simulators::additive::{FitAdditive, FitCalibrated, Gain};
@@ -41,16 +42,59 @@ struct Fitted {
 
 /// Runs the subcommand.
 pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
+    if !args.learning_curve.is_empty() {
+        let open = OpenRuns::read(&args.run_set)?;
+        let split = open.split(&args.split)?;
+        let thinned = thinned(&split.train, args);
+        let fitting = for_fitting(&split, thinned.as_deref());
+        return crate::learning_curve::run(args, &open, &fitting, progress);
+    }
+    let Judged {
+        comparison,
+        focus,
+        fitted,
+        open,
+    } = judge(args, progress)?;
+    match args.format {
+        Format::Table => print!("{}", table::text(&comparison, &focus)),
+        Format::Json => println!("{}", table::json(&comparison)?),
+        Format::Csv => print!("{}", table::csv(&comparison)?),
+    }
+    if args.format == Format::Csv && comparison.leave_out.is_some() {
+        eprintln!("note: agreement with leave-out truth is in --format table and json only");
+    }
+    if let Some(folder) = &args.plots {
+        let split = split_runs(&open.runs, &split_settings(&args.split)?)?;
+        draw(folder, &open, &split, &fitted, &comparison)?;
+    }
+    Ok(())
+}
+
+/// A comparison with what took part in it.
+pub struct Judged {
+    comparison: Comparison,
+    focus: Vec<String>,
+    fitted: Vec<Fitted>,
+    open: OpenRuns,
+}
+
+impl Judged {
+    /// The comparison in every format.
+    pub fn formats(&self) -> Result<Compared> {
+        Ok(Compared {
+            table: table::text(&self.comparison, &self.focus),
+            json: table::json(&self.comparison)?,
+            csv: table::csv(&self.comparison)?,
+        })
+    }
+}
+
+/// Fits the methods and judges them; `--format` and `--plots` are not looked at.
+pub fn judge(args: &CompareArgs, progress: &dyn Progress) -> Result<Judged> {
     let open = OpenRuns::read(&args.run_set)?;
     let split = open.split(&args.split)?;
     let thinned = thinned(&split.train, args);
-    let mut fitting = split.clone();
-    if let Some(thinned) = &thinned {
-        fitting.train = thinned.iter().collect();
-    }
-    if !args.learning_curve.is_empty() {
-        return crate::learning_curve::run(args, &open, &fitting, progress);
-    }
+    let fitting = for_fitting(&split, thinned.as_deref());
     let fitted = fit_all(args, &open, &fitting, progress)?;
     let methods: Vec<Method> = fitted
         .iter()
@@ -86,18 +130,21 @@ pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
         let report = crate::truth::report(&open, reference, &scores, &settings.bootstrap);
         comparison.leave_out = report?;
     }
-    match args.format {
-        Format::Table => print!("{}", table::text(&comparison, &focus)),
-        Format::Json => println!("{}", table::json(&comparison)?),
-        Format::Csv => print!("{}", table::csv(&comparison)?),
+    Ok(Judged {
+        comparison,
+        focus,
+        fitted,
+        open,
+    })
+}
+
+/// The split with the thinned training runs in place of the recorded ones.
+fn for_fitting<'a>(split: &SplitRuns<'a>, thinned: Option<&'a [Run]>) -> SplitRuns<'a> {
+    let mut fitting = split.clone();
+    if let Some(thinned) = thinned {
+        fitting.train = thinned.iter().collect();
     }
-    if args.format == Format::Csv && comparison.leave_out.is_some() {
-        eprintln!("note: agreement with leave-out truth is in --format table and json only");
-    }
-    if let Some(folder) = &args.plots {
-        draw(folder, &open, &split, &fitted, &comparison)?;
-    }
-    Ok(())
+    fitting
 }
 
 /// The training runs with the evaluations that `--thin-steps` and `--thin-tests` leave; `None`

@@ -5,7 +5,7 @@ use crate::cli::{
 };
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
-use simfluence_core::{Fit, Progress, Run};
+use simfluence_core::{Artifact, Fit, Progress, Run};
 use simfluence_recorder::{read_features, write_artifact};
 use simfluence_simulators::baselines::FitMeanRun;
 use simfluence_simulators::optimizer_dynamics::{
@@ -130,8 +130,43 @@ pub fn optimizer_dynamics(
     Ok(params.check()?.fit(train, groups.len(), progress)?)
 }
 
+/// How a fit went.
+pub enum Report {
+    /// The mean of this many training runs.
+    MeanRun(usize),
+    /// Optimiser dynamics.
+    Dynamics(Box<OptimizerDynamicsReport>),
+    /// One of the variants of Simfluence.
+    Simfluence(Box<FitReport>),
+}
+
+impl Report {
+    /// The report as JSON.
+    pub fn json(&self) -> Result<String> {
+        Ok(match self {
+            Self::MeanRun(runs) => serde_json::json!({ "training_runs": runs }).to_string(),
+            Self::Dynamics(report) => serde_json::to_string_pretty(report)?,
+            Self::Simfluence(report) => serde_json::to_string_pretty(report)?,
+        })
+    }
+}
+
 /// Runs the subcommand.
 pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
+    let (artifact, report) = fit(args, progress)?;
+    write_artifact(&args.out, &artifact)?;
+    match &report {
+        Report::MeanRun(runs) => {
+            println!("{}: mean of {runs} training runs", args.out.display());
+            Ok(())
+        }
+        Report::Dynamics(report) => report_dynamics(args, report),
+        Report::Simfluence(report) => report_simfluence(args, report),
+    }
+}
+
+/// Fits what the arguments ask for; `--out` is not looked at.
+pub fn fit(args: &FitArgs, progress: &dyn Progress) -> Result<(Artifact, Report)> {
     if args.method != FitMethod::OptimizerDynamics {
         args.datasets.refuse("--method is another")?;
     }
@@ -144,20 +179,16 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
     let variant = match args.method {
         FitMethod::MeanRun => {
             let mean_run = FitMeanRun.fit(&split.train, open.train_count(), progress)?;
-            write_artifact(&args.out, &mean_run.to_artifact(&train_keys, &test_keys)?)?;
-            println!(
-                "{}: mean of {} training runs",
-                args.out.display(),
-                split.train.len()
-            );
-            return Ok(());
+            let artifact = mean_run.to_artifact(&train_keys, &test_keys)?;
+            return Ok((artifact, Report::MeanRun(split.train.len())));
         }
         FitMethod::OptimizerDynamics => {
             let (train, seed) = (&split.train, args.split.seed);
             let groups = datasets(&open, train, &args.datasets, seed, progress)?;
             let simulator = optimizer_dynamics(&groups, train, seed, None, progress)?;
-            write_artifact(&args.out, &simulator.to_artifact(&train_keys, &test_keys)?)?;
-            return report_dynamics(args, simulator.report());
+            let artifact = simulator.to_artifact(&train_keys, &test_keys)?;
+            let report = Report::Dynamics(Box::new(simulator.report().clone()));
+            return Ok((artifact, report));
         }
         FitMethod::SimfluenceLinear => Variant::Linear,
         FitMethod::SimfluenceAdditive => Variant::Additive,
@@ -165,8 +196,9 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
     };
     let params = params(args, variant)?.check()?;
     let simulator = params.fit(&split.train, open.train_count(), progress)?;
-    write_artifact(&args.out, &simulator.to_artifact(&train_keys, &test_keys)?)?;
-    report(args, &simulator)
+    let artifact = simulator.to_artifact(&train_keys, &test_keys)?;
+    let report = Report::Simfluence(Box::new(simulator.report().clone()));
+    Ok((artifact, report))
 }
 
 fn params(args: &FitArgs, variant: Variant) -> Result<SimfluenceParams> {
@@ -211,8 +243,7 @@ fn lambda(args: &FitArgs) -> Result<Lambda> {
     }
 }
 
-fn report(args: &FitArgs, simulator: &SimfluenceSimulator) -> Result<()> {
-    let report = simulator.report();
+fn report_simfluence(args: &FitArgs, report: &FitReport) -> Result<()> {
     match args.format {
         Format::Json => println!("{}", serde_json::to_string_pretty(report)?),
         Format::Csv => print_choice_csv(report)?,

@@ -12,6 +12,7 @@
 //! | [`models`] | tasks, and with the feature `torch` models and fine-tuning |
 //! | [`simulators`] | the simulators and attribution methods, one module each |
 //! | [`evaluation`] | splits, metrics, comparisons, pictures |
+//! | [`program`] | the program and its subcommands |
 
 pub use simfluence_core as core;
 pub use simfluence_evaluation as evaluation;
@@ -19,3 +20,35 @@ pub use simfluence_fitter as fitter;
 pub use simfluence_models as models;
 pub use simfluence_recorder as recorder;
 pub use simfluence_simulators as simulators;
+
+mod attribute;
+mod check;
+mod cli;
+mod compare;
+mod cost;
+mod edits;
+mod fit;
+mod import;
+mod kept_models;
+mod learning_curve;
+mod merge;
+mod next_runs;
+mod plan;
+mod preview;
+pub mod program;
+mod progress;
+mod record;
+mod report;
+mod reproduce;
+mod runs;
+mod save_model;
+mod simulate;
+#[cfg(feature = "torch")]
+mod train;
+mod truth;
+mod whatif;
+
+#[cfg(feature = "torch")]
+use program::message;
+#[cfg(not(feature = "torch"))]
+use program::needs_torch;

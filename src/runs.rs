@@ -90,7 +90,8 @@ impl OpenRuns {
     }
 }
 
-fn split_settings(args: &SplitArgs) -> Result<SplitSettings> {
+/// What the arguments say about the split.
+pub fn split_settings(args: &SplitArgs) -> Result<SplitSettings> {
     let selection = |texts: &[String]| -> Result<Option<RunSelection>> {
         if texts.is_empty() {
             return Ok(None);

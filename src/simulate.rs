@@ -1,6 +1,7 @@
 //! `simfluence simulate`: simulator + curriculum → trajectory.
 
 use crate::cli::SimulateArgs;
+use crate::program::Simulated;
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result};
 use simfluence_core::{Banded, Examples, Trajectory};
@@ -13,6 +14,27 @@ const FAR: f64 = 2.0;
 
 /// Runs the subcommand.
 pub fn run(args: &SimulateArgs) -> Result<()> {
+    let (test, simulated) = simulate(args)?;
+    let (trajectory, banded) = (&simulated.trajectory, simulated.banded.as_ref());
+    let Some(path) = &args.out else {
+        return print_csv(trajectory, banded, &test);
+    };
+    match banded {
+        Some(banded) => write_banded(path, banded, &test)?,
+        None => write_trajectory(path, trajectory, &test)?,
+    }
+    eprintln!(
+        "{}: {} steps of {} test examples, by {}",
+        path.display(),
+        trajectory.steps().len() - 1,
+        trajectory.test_count(),
+        simulated.simulator
+    );
+    Ok(())
+}
+
+/// Simulates what the arguments ask for; gives the test examples, too. `--out` is not looked at.
+pub fn simulate(args: &SimulateArgs) -> Result<(Examples, Simulated)> {
     let open = match (&args.run, &args.initial_from) {
         (Some(id), None) => OpenRuns::read_one(&args.run_set, id)?,
         _ => OpenRuns::read(&args.run_set)?,
@@ -41,23 +63,12 @@ pub fn run(args: &SimulateArgs) -> Result<()> {
         Some(banded) => banded.simulated.clone(),
         None => simulator.simulate(&curriculum, initial)?,
     };
-    match &args.out {
-        Some(path) => {
-            match &banded {
-                Some(banded) => write_banded(path, banded, open.set.test_examples())?,
-                None => write_trajectory(path, &trajectory, open.set.test_examples())?,
-            }
-            eprintln!(
-                "{}: {} steps of {} test examples, by {}",
-                path.display(),
-                curriculum.len(),
-                trajectory.test_count(),
-                simulator.name()
-            );
-        }
-        None => print_csv(&trajectory, banded.as_ref(), open.set.test_examples())?,
-    }
-    Ok(())
+    let simulated = Simulated {
+        simulator: simulator.name().to_owned(),
+        trajectory,
+        banded,
+    };
+    Ok((open.set.test_examples().clone(), simulated))
 }
 
 /// Warns about a curriculum that lies outside of what was recorded.

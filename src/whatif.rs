@@ -18,7 +18,7 @@ const SHOWN: usize = 10;
 
 /// The answer to a what-if.
 #[derive(Debug, Serialize)]
-struct Answer {
+pub struct Answer {
     run: String,
     edits: Vec<String>,
     simulator: String,
@@ -65,6 +65,19 @@ struct Row {
 
 /// Runs the subcommand.
 pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
+    let answered = answer(args, progress)?;
+    if let Some(path) = &args.curriculum_out {
+        write_curriculum(path, &answered.edited)?;
+        eprintln!("edited curriculum: {}", path.display());
+    }
+    print(&answered.answer, args)?;
+    answered.draw(args)?;
+    eprintln!("picture: {}", args.picture.display());
+    Ok(())
+}
+
+/// Answers what the arguments ask; writes nothing.
+pub fn answer(args: &WhatifArgs, progress: &dyn Progress) -> Result<Answered> {
     if args.simulator.is_some() {
         args.datasets.refuse("--simulator gives one")?;
     }
@@ -112,10 +125,6 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
     } else {
         None
     };
-    if let Some(path) = &args.curriculum_out {
-        write_curriculum(path, &edited)?;
-        eprintln!("edited curriculum: {}", path.display());
-    }
     let compared = Compared {
         base,
         simulated_now: &simulated_now,
@@ -125,11 +134,60 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
     };
     let labels: Vec<String> = edits.iter().map(|e| e.label.clone()).collect();
     let answer = compared.answer(args, &open, simulator.as_ref(), labels, edited.len());
-    print(&answer, args)?;
-    let title = format!("{}: {}", base.id, answer.edits.join("; "));
-    compared.draw(&title, args, &open)?;
-    eprintln!("picture: {}", args.picture.display());
-    Ok(())
+    Ok(Answered {
+        answer,
+        base: base.clone(),
+        edited,
+        simulated_now,
+        simulated_then,
+        banded,
+        really,
+        test: open.set.test_examples().clone(),
+    })
+}
+
+/// An answer with the curves that it was read off.
+pub struct Answered {
+    /// The answer.
+    pub answer: Answer,
+    /// The unedited run.
+    pub base: Run,
+    /// The edited curriculum.
+    pub edited: Curriculum,
+    /// The simulated unedited run.
+    pub simulated_now: Trajectory,
+    /// The simulated edited run.
+    pub simulated_then: Trajectory,
+    banded: Option<Banded>,
+    really: Option<Trajectory>,
+    test: Examples,
+}
+
+impl Answered {
+    /// The predicted losses of the edited run beside the real ones of the unedited run.
+    pub fn predicted(&self) -> Result<Trajectory> {
+        self.compared().predicted()
+    }
+
+    /// Ends of the band around the predicted losses.
+    pub fn band(&self) -> Result<Option<(Trajectory, Trajectory)>> {
+        self.compared().band()
+    }
+
+    fn compared(&self) -> Compared<'_> {
+        Compared {
+            base: &self.base,
+            simulated_now: &self.simulated_now,
+            simulated_then: &self.simulated_then,
+            banded: self.banded.as_ref(),
+            really: self.really.as_ref(),
+        }
+    }
+
+    fn draw(&self, args: &WhatifArgs) -> Result<()> {
+        let title = format!("{}: {}", self.base.id, self.answer.edits.join("; "));
+        self.compared().draw(&title, args, &self.test)
+    }
 }
 
 /// Optimiser dynamics, which sees datasets first; Simfluence-Linear, which sees examples, where all
@@ -285,15 +343,18 @@ impl Compared<'_> {
         )?)
     }
 
-    fn draw(&self, title: &str, args: &WhatifArgs, open: &OpenRuns) -> Result<()> {
-        let (datasets, dataset_of) = open.set.test_examples().groups(&args.group_by);
-        let ends = match self.banded {
-            Some(banded) => Some((
-                self.beside_real(&banded.low)?,
-                self.beside_real(&banded.high)?,
-            )),
-            None => None,
+    /// Ends of the band around [`Compared::predicted`].
+    fn band(&self) -> Result<Option<(Trajectory, Trajectory)>> {
+        let Some(banded) = self.banded else {
+            return Ok(None);
         };
+        let (low, high) = (&banded.low, &banded.high);
+        Ok(Some((self.beside_real(low)?, self.beside_real(high)?)))
+    }
+
+    fn draw(&self, title: &str, args: &WhatifArgs, test: &Examples) -> Result<()> {
+        let (datasets, dataset_of) = test.groups(&args.group_by);
+        let ends = self.band()?;
         let picture = what_if(&WhatIfPlot {
             band: ends.as_ref().map(|(low, high)| (low, high)),
             title,

@@ -116,7 +116,7 @@ fn a_convolutional_network_is_recorded_attributed_edited_and_verified() {
         ("hif-diagonal", &[]),
         ("untrac", &[]),
         ("untrac-inv", &[]),
-        ("pbrf", &["--damping", "1"]),
+        ("pbrf", &["--damping", "10"]),
         ("empirical", &["--from-base"]),
     ] {
         attribute(path, method, options);
@@ -151,9 +151,11 @@ fn a_convolutional_network_is_recorded_attributed_edited_and_verified() {
         "attribute",
         "runs",
         "--method",
-        "graddot",
+        "hif-ekfac",
         "--prefilter",
         "2",
+        "--out",
+        "x",
     ];
     assert!(fail(path, &prefilter).contains("images"));
 }

@@ -12,6 +12,7 @@ use simfluence_recorder::{read_artifact, write_artifact};
 use simfluence_simulators::additive::{FitAdditive, Gain};
 use std::path::{Path, PathBuf};
 
+pub mod given;
 #[cfg(feature = "torch")]
 pub mod ideal;
 #[cfg(feature = "torch")]

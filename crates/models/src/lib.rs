@@ -14,6 +14,7 @@ pub mod images;
 #[cfg(feature = "torch")]
 mod native;
 pub mod numbers;
+mod precision;
 pub mod probes;
 mod reading;
 mod rows;
@@ -32,6 +33,7 @@ pub use batch_loss::BatchLoss;
 pub use device::{Device, DeviceError};
 pub use example::{Form, Loss, TextExample, Truncation};
 pub use images::{ImageArchitecture, ImageKind, ImageSettings};
+pub use precision::Precision;
 pub use reading::Reading;
 pub use settings::{
     FolderSettings, ModelChoice, ModelSettings, SettingsError, TokenizedExample, TokensError,

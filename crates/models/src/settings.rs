@@ -6,7 +6,10 @@ use crate::decoder::{
     Positions, Projection, Structure,
 };
 use crate::images::{ImageKind, ImageSettings, ImageSize};
+use crate::precision::Precision;
+use crate::reading::Reading;
 use crate::weight_decay::WeightDecayGroups;
+use crate::weights::Architecture;
 use serde::{Deserialize, Serialize};
 use simfluence_core::{Optimizer, Schedule};
 use std::path::PathBuf;
@@ -395,6 +398,12 @@ pub struct TrainingSettings {
     pub steps: u32,
     /// Largest global norm of the gradient; longer ones are scaled down to it. Default: none.
     pub gradient_clip: Option<f64>,
+    /// Floats of the matrix products of training and evaluation, default 32-bit ones.
+    pub precision: Precision,
+    /// Whether only what enters each block is kept on the way forward, and the rest computed again on
+    /// the way back: less memory for a third more time. Default: no. Changes no result beyond
+    /// rounding.
+    pub activation_checkpointing: bool,
     /// The test losses are measured after every step that this divides, and after the last one;
     /// default 1.
     pub eval_every: u32,
@@ -423,6 +432,8 @@ impl Default for TrainingSettings {
             accumulation: 1,
             steps: 96,
             gradient_clip: None,
+            precision: Precision::default(),
+            activation_checkpointing: false,
             eval_every: 1,
             eval_parts: 1,
             eval_batch_size: 64,
@@ -454,6 +465,27 @@ impl TrainingSettings {
         positive("learning_rate", self.learning_rate)?;
         positive("gradient_clip", self.gradient_clip.unwrap_or(1.0))?;
         check_optimizer(&self.optimizer)
+    }
+
+    /// Checks that a model can be trained so.
+    ///
+    /// # Errors
+    /// Another precision than 32 bits for a network on images; activation checkpointing for one,
+    /// or for an encoder with a decoder.
+    pub fn check_for(&self, architecture: &Architecture) -> Result<(), SettingsError> {
+        let model = match (architecture.images(), architecture.reading()) {
+            (Some(_), _) => "a network on images",
+            (None, Reading::PromptAndAnswer { .. }) => "an encoder with a decoder",
+            _ => return Ok(()),
+        };
+        let refuse = |setting| Err(SettingsError::NotForModel { setting, model });
+        if self.activation_checkpointing {
+            return refuse("training.activation_checkpointing");
+        }
+        if self.precision != Precision::F32 && architecture.images().is_some() {
+            return refuse("training.precision");
+        }
+        Ok(())
     }
 
     /// `η_t` of step `step` (counted from 1) of `steps`, where the curriculum gives none.
@@ -618,6 +650,14 @@ pub enum SettingsError {
     WithoutKind {
         /// Name of the setting.
         setting: &'static str,
+    },
+    /// A setting of training that the model cannot be trained with.
+    #[error("{setting} is not supported for {model}; leave it out")]
+    NotForModel {
+        /// Name of the setting.
+        setting: &'static str,
+        /// What the model is.
+        model: &'static str,
     },
     /// A convolutional network without convolutions.
     #[error("model.channels is empty; a network without convolutions is model.kind = \"mlp\"")]

@@ -149,6 +149,31 @@ pub enum RecorderError {
         /// Fingerprint of what was given.
         given: String,
     },
+    /// Two examples of one key, in run sets that are to be merged.
+    #[error("the {which} example {key:?} of {} is not that of {} (dataset, tags or further columns differ); give different examples different keys", second.display(), first.display())]
+    ConflictingExample {
+        /// `training` or `test`.
+        which: &'static str,
+        /// The key.
+        key: String,
+        /// Run set that has it first.
+        first: PathBuf,
+        /// Run set that has another.
+        second: PathBuf,
+    },
+    /// Two runs of one id, in run sets that are to be merged.
+    #[error("both {} and {} have a run {run:?}; merge them without one, or record under another id", first.display(), second.display())]
+    RunTwice {
+        /// The id.
+        run: String,
+        /// Run set that has it first.
+        first: PathBuf,
+        /// Run set that has it again.
+        second: PathBuf,
+    },
+    /// No run set to merge.
+    #[error("no run sets to merge; name at least one")]
+    NothingToMerge,
     /// A recorder that failed before.
     #[error(
         "run {run:?} cannot be recorded further after an earlier error ({earlier}); resume it from its last checkpoint"

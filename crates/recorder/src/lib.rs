@@ -5,6 +5,7 @@
 //! - [`RunSet`] makes, opens and reads one, [`Recorder`] adds a run while it is trained;
 //! - [`check()`] lists everything that is wrong with one and what is in it;
 //! - [`import_gptdynamics`] and [`import_tables`] make one of logs from elsewhere;
+//! - [`merge()`] makes one of several;
 //! - [`write_plan`], [`write_curriculum`], [`write_trajectory`] and [`write_artifact`] write the
 //!   other files that the program gives and takes.
 //!
@@ -20,6 +21,7 @@ mod files;
 mod flat_lists;
 mod import;
 mod lock;
+mod merge;
 mod plan;
 mod reader;
 mod record;
@@ -40,6 +42,7 @@ pub use files::{read_artifact, write_artifact, write_atomically};
 pub use import::{
     ColumnNames, ImportReport, TableImport, import_gptdynamics, import_tables, read_features,
 };
+pub use merge::merge;
 pub use plan::{read_curriculum, read_plan, write_curriculum, write_plan};
 pub use record::{LOSS, Losses, StepRecord};
 pub use recorder::{Recorder, RecorderOptions};

@@ -564,10 +564,8 @@ fn evaluate_batch(
     ids: &[usize],
     evaluation: &mut Evaluation,
 ) {
-    let outputs = model.outputs_behind(batch, prefix);
-    let position_losses = outputs.position_losses();
-    let mean =
-        |values: &Tensor| to_vec(&(values * &outputs.weights).sum_dim_intlist(1, false, None));
+    let (position_losses, weights) = model.evaluate(batch, prefix);
+    let mean = |values: &Tensor| to_vec(&(values * &weights).sum_dim_intlist(1, false, None));
     let losses = mean(&position_losses);
     let residuals = mean(&(1.0 - (-position_losses).exp()));
     for (k, &id) in ids.iter().enumerate() {

@@ -6,6 +6,7 @@ use super::image_network::{ImageBatch, ImageNetwork};
 use super::model::{ExampleError, Model, Outputs};
 use super::transformer::{Dropout, Extras, Prefix, Transformer};
 use crate::device::DeviceError;
+use crate::precision::Precision;
 use crate::settings::TokenizedExample;
 use crate::weight_decay::WeightDecayGroups;
 use crate::weights::{Architecture, Layout, Weights, WeightsError};
@@ -115,6 +116,32 @@ impl Network {
         }
     }
 
+    /// The same model, with matrix products of another precision.
+    pub(super) fn with_precision(mut self, precision: Precision) -> Self {
+        match &mut self {
+            Self::Transformer(model) => model.set_precision(precision),
+            Self::Images(_) => assert_eq!(precision, Precision::F32, "it was checked"),
+        }
+        self
+    }
+
+    /// Each example's loss in training mode, `[examples]`, and of their sum times `shares` the
+    /// gradient, added to what the parameters have accumulated. Only what enters each block is kept
+    /// on the way forward.
+    pub(super) fn accumulate(
+        &self,
+        batch: &NetworkBatch,
+        shares: &Tensor,
+        dropout: Option<&mut Dropout>,
+    ) -> Tensor {
+        match (self, batch) {
+            (Self::Transformer(model), NetworkBatch::Texts(batch)) => {
+                model.accumulate(batch, shares, dropout)
+            }
+            _ => unreachable!("it was checked that this is a transformer"),
+        }
+    }
+
     /// Each example's loss in training mode, `[examples]`.
     pub(super) fn training_losses(
         &self,
@@ -128,13 +155,18 @@ impl Network {
         self.outputs_with(batch, extras).losses()
     }
 
-    /// What is predicted behind a beginning that all examples of the batch share.
-    pub(super) fn outputs_behind(&self, batch: &NetworkBatch, prefix: Option<&Prefix>) -> Outputs {
-        let extras = Extras {
-            prefix,
-            ..Extras::default()
-        };
-        self.outputs_with(batch, extras)
+    /// The loss at each position, `[examples × positions]`, and the share of each in its example's
+    /// loss, behind a beginning that all examples of the batch share; without gradient.
+    pub(super) fn evaluate(
+        &self,
+        batch: &NetworkBatch,
+        prefix: Option<&Prefix>,
+    ) -> (Tensor, Tensor) {
+        if let (Self::Transformer(model), NetworkBatch::Texts(batch)) = (self, batch) {
+            return model.position_losses(batch, prefix);
+        }
+        let outputs = self.outputs_with(batch, Extras::default());
+        (outputs.position_losses(), outputs.weights)
     }
 
     fn outputs_with(&self, batch: &NetworkBatch, extras: Extras<'_>) -> Outputs {

@@ -68,6 +68,28 @@ impl Updater {
         self.apply(model, clip, rate)
     }
 
+    /// As [`Updater::update`] with the gradients that the parameters have accumulated, which are
+    /// taken from them.
+    pub(super) fn update_accumulated<M: Model>(
+        &mut self,
+        model: &M,
+        clip: Option<f64>,
+        rate: f64,
+    ) -> f64 {
+        tch::no_grad(|| {
+            for (view, parameter) in self.gradient_views.iter_mut().zip(model.parameters()) {
+                let mut accumulated = parameter.grad();
+                if accumulated.defined() {
+                    view.copy_(&accumulated);
+                    let _ = accumulated.zero_();
+                } else {
+                    let _ = view.zero_();
+                }
+            }
+        });
+        self.apply(model, clip, rate)
+    }
+
     /// As [`Updater::update`] with a gradient that is already there, laid out as the parameters:
     /// for batches that go through the model in several passes.
     pub fn update_with<M: Model>(

@@ -3,6 +3,7 @@
 use super::stack::{Memory, Stack};
 use super::{Extras, Transformer, drop_out};
 use crate::decoder::{Linear, Projection, QkvPlaces};
+use crate::precision::Precision;
 use crate::torch::batch::Answers;
 use crate::torch::gradients::Tape;
 use tch::Tensor;
@@ -89,12 +90,14 @@ impl Transformer {
             false => 1.0,
         };
         let keys = repeat_heads(keys, sharing);
-        let weights = mask
-            .baddbmm(&queries, &keys.transpose(1, 2), 1.0, scale)
-            .softmax(-1, None);
+        let scores = match self.precision {
+            Precision::F32 => mask.baddbmm(&queries, &keys.transpose(1, 2), 1.0, scale),
+            Precision::Bf16 => self.bmm(&queries, &keys.transpose(1, 2)) * scale + mask,
+        };
+        let weights = scores.softmax(-1, None);
         let weights = drop_out(weights, &mut extras.dropout, |rates| rates.attention);
         let values = repeat_heads(values, sharing);
-        join_heads(&weights.bmm(&values), size, heads)
+        join_heads(&self.bmm(&weights, &values), size, heads)
     }
 
     /// With `answers` only their queries.

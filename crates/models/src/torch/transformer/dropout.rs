@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
 /// The masks of one step.
+#[derive(Clone)]
 pub(in crate::torch) struct Dropout {
     pub(super) rates: DropoutRates,
     rng: ChaCha8Rng,

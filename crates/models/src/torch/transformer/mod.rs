@@ -1,6 +1,7 @@
 //! The transformer and its forward pass.
 
 mod attention;
+mod checkpointing;
 mod dropout;
 mod relative;
 mod rotary;
@@ -17,6 +18,7 @@ use crate::decoder::{
     Adapter, Adapters, Affine, Linear, Norm, NormKind, Places, Positions, layout,
 };
 use crate::device::DeviceError;
+use crate::precision::Precision;
 use crate::settings::TokenizedExample;
 use crate::weight_decay::WeightDecayGroups;
 use crate::weights::{Architecture, Layout, Weights, WeightsError};
@@ -43,7 +45,11 @@ pub struct Transformer {
     layout: Layout,
     flat: Tensor,
     parameters: Vec<Tensor>,
+    precision: Precision,
 }
+
+/// Logits that evaluating holds at a time: 16 MiB in 32 bits.
+const LOGITS_AT_ONCE: i64 = 1 << 22;
 
 /// Keys and values of positions that several sequences share, one pair per layer, each
 /// `[heads of keys × positions × head width]`.
@@ -126,6 +132,7 @@ impl Transformer {
             layout,
             flat,
             parameters,
+            precision: Precision::F32,
         }
     }
 
@@ -167,15 +174,53 @@ impl Transformer {
         });
     }
 
+    /// From here on matrix products are computed with this precision.
+    pub(super) fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+    }
+
     /// What is predicted at the answer positions of a batch.
     pub(super) fn outputs_with(&self, batch: &Batch, mut extras: Extras) -> Outputs {
         let hidden = self.hidden(batch, &mut extras);
+        self.outputs_of(&hidden, batch, &mut extras)
+    }
+
+    /// What the output matrix makes of what it reads.
+    fn outputs_of(&self, hidden: &Tensor, batch: &Batch, extras: &mut Extras) -> Outputs {
         let output = self.places.output;
         Outputs {
-            predictions: self.linear(&hidden, output, batch.size, &mut extras.tape),
+            predictions: self.linear(hidden, output, batch.size, &mut extras.tape),
             targets: Targets::Classes(batch.answers.targets.shallow_clone()),
             weights: batch.answers.weights.shallow_clone(),
         }
+    }
+
+    /// The loss at each answer position, `[examples × positions]`, and the share of each in its
+    /// example's loss, behind a shared beginning; without gradient. At a position of weight 0 the
+    /// loss is arbitrary and finite. The output matrix is multiplied with some rows after the
+    /// other, so that there are never more than [`LOGITS_AT_ONCE`] logits.
+    pub(super) fn position_losses(
+        &self,
+        batch: &Batch,
+        prefix: Option<&Prefix>,
+    ) -> (Tensor, Tensor) {
+        let mut extras = Extras {
+            prefix,
+            ..Extras::default()
+        };
+        let hidden = self.hidden(batch, &mut extras);
+        let (answers, vocabulary) = (&batch.answers, self.architecture.decoder().vocabulary);
+        let rows = (LOGITS_AT_ONCE / i64::from(vocabulary)).max(1);
+        let losses: Vec<Tensor> = (hidden.split(rows, 0).iter())
+            .zip(answers.targets.split(rows, 0))
+            .map(|(hidden, targets)| {
+                let logits = self.linear(hidden, self.places.output, batch.size, &mut None);
+                let targets = targets.unsqueeze(1);
+                -logits.log_softmax(-1, None).gather(1, &targets, false)
+            })
+            .collect();
+        let losses = Tensor::cat(&losses, 0).view_as(&answers.weights);
+        (losses, answers.weights.shallow_clone())
     }
 
     /// Keys and values of a sequence that others start with.
@@ -192,7 +237,6 @@ impl Transformer {
     /// What the output matrix reads at the positions that predict answer tokens, `[examples ·
     /// answer length × embedding width]`.
     fn hidden(&self, batch: &Batch, extras: &mut Extras) -> Tensor {
-        let decoder = self.architecture.decoder();
         let memory = self.places.encoder.as_ref().zip(batch.source.as_ref());
         let memory = memory.map(|(places, source)| {
             let hidden = self.embed(source, batch.size, extras);
@@ -203,8 +247,14 @@ impl Transformer {
         let hidden = self.embed(&batch.inputs, batch.size, extras);
         let stack = Stack::decoder(self, batch, memory.as_ref(), extras);
         let hidden = self.run(&stack, hidden, extras);
+        self.projected(hidden, batch.size, extras)
+    }
+
+    /// What the output matrix reads, of what the blocks give.
+    fn projected(&self, hidden: Tensor, size: i64, extras: &mut Extras) -> Tensor {
+        let decoder = self.architecture.decoder();
         let hidden = match self.places.pooler {
-            Some(pooler) => (self.linear(&hidden, pooler, batch.size, &mut extras.tape)).tanh(),
+            Some(pooler) => self.linear(&hidden, pooler, size, &mut extras.tape).tanh(),
             None => hidden,
         };
         let hidden = drop_out(hidden, &mut extras.dropout, |rates| rates.output);
@@ -213,7 +263,7 @@ impl Transformer {
             false => hidden,
         };
         match self.places.project_out {
-            Some(project) => self.linear(&hidden, project, batch.size, &mut extras.tape),
+            Some(project) => self.linear(&hidden, project, size, &mut extras.tape),
             None => hidden,
         }
     }
@@ -258,6 +308,24 @@ impl Transformer {
         drop_out(hidden, &mut extras.dropout, |rates| rates.embedding)
     }
 
+    /// `input · Wᵀ + b` of tensors, in the precision of this model's matrix products.
+    fn product(&self, input: &Tensor, weight: &Tensor, bias: Option<Tensor>) -> Tensor {
+        match self.precision {
+            Precision::F32 => input.linear(weight, bias),
+            Precision::Bf16 => {
+                (half(input).linear(&half(weight), bias.as_ref().map(half))).to_kind(input.kind())
+            }
+        }
+    }
+
+    /// Products of as many matrices, in the same precision.
+    fn bmm(&self, left: &Tensor, right: &Tensor) -> Tensor {
+        match self.precision {
+            Precision::F32 => left.bmm(right),
+            Precision::Bf16 => half(left).bmm(&half(right)).to_kind(left.kind()),
+        }
+    }
+
     /// `input · Wᵀ + b`.
     fn linear(
         &self,
@@ -290,7 +358,7 @@ impl Transformer {
             }
             _ => input,
         };
-        let output = input.linear(&part(linear.weight), linear.bias.map(part));
+        let output = self.product(input, &part(linear.weight), linear.bias.map(part));
         let first_row = rows.map_or(0, |(first, _)| first);
         if let Some(tape) = tape {
             let bias = linear.bias.and_then(|bias| self.trained[bias]);
@@ -340,8 +408,8 @@ impl Transformer {
         size: i64,
         tape: &mut Option<&mut Tape>,
     ) -> Tensor {
-        let inner = input.linear(&self.values[a], None::<&Tensor>);
-        let output = inner.linear(&part(b), None::<&Tensor>);
+        let inner = self.product(input, &self.values[a], None);
+        let output = self.product(&inner, &part(b), None);
         if let (Some(tape), Some(a), Some(b)) = (tape, self.trained[a], self.trained[b]) {
             tape.note(Use::linear(a, None, 0, input, size), &inner);
             tape.note(Use::linear(b, None, first_row, &inner, size), &output);
@@ -373,6 +441,11 @@ impl Transformer {
         }
         output
     }
+}
+
+/// The nearest 16-bit floats.
+fn half(values: &Tensor) -> Tensor {
+    values.to_kind(Kind::BFloat16)
 }
 
 /// What a norm does before gain and bias.

@@ -73,13 +73,18 @@ impl<'a> Stack<'a> {
         }
     }
 
+    /// Number of blocks.
+    pub(super) fn layers(&self) -> usize {
+        self.places.layers.len()
+    }
+
     pub(super) fn layer(&self, layer: usize) -> &LayerPlaces {
         &self.places.layers[layer]
     }
 
     /// The answers, in the last block of those that predict.
     pub(super) fn answers_at(&self, layer: usize) -> Option<&'a Answers> {
-        let is_last = layer + 1 == self.places.layers.len();
+        let is_last = layer + 1 == self.layers();
         self.answers.filter(|_| is_last)
     }
 
@@ -111,9 +116,19 @@ impl Transformer {
 
     /// All blocks and the norm behind them.
     pub(super) fn run(&self, stack: &Stack, mut hidden: Tensor, extras: &mut Extras) -> Tensor {
-        for layer in 0..stack.places.layers.len() {
+        for layer in 0..stack.layers() {
             hidden = self.block(stack, layer, hidden, extras);
         }
+        self.behind_blocks(stack, hidden, extras)
+    }
+
+    /// The norm behind the last block.
+    pub(super) fn behind_blocks(
+        &self,
+        stack: &Stack,
+        mut hidden: Tensor,
+        extras: &mut Extras,
+    ) -> Tensor {
         if let Some(norm) = stack.places.final_norm {
             hidden = self.norm(&hidden, norm, stack.size, &mut extras.tape);
         }
@@ -121,7 +136,13 @@ impl Transformer {
     }
 
     /// One block; with answers only those positions come out.
-    fn block(&self, stack: &Stack, layer: usize, hidden: Tensor, extras: &mut Extras) -> Tensor {
+    pub(super) fn block(
+        &self,
+        stack: &Stack,
+        layer: usize,
+        hidden: Tensor,
+        extras: &mut Extras,
+    ) -> Tensor {
         let decoder = self.architecture.decoder();
         let (places, size) = (stack.layer(layer), stack.size);
         let attended = match decoder.norm_place {

@@ -103,3 +103,35 @@ fn ref_evaluation_gives_the_losses_of_pytorch_in_the_order_of_the_examples() {
         }
     }
 }
+
+/// Rounded to 8 significant bits, ties to even.
+fn rounded(value: f64) -> f64 {
+    let unit = 2_f64.powi(value.abs().log2().floor() as i32 - 7);
+    (value / unit).round_ties_even() * unit
+}
+
+#[test]
+fn products_in_bfloat16_are_those_of_rounded_factors_rounded() {
+    let mut model = Transformer::new(&weights(true), tch::Device::Cpu);
+    model.set_precision(Precision::Bf16);
+    let value = |i: usize| 0.3 + (i as f64 * 0.7).sin();
+    let (input, weight): (Vec<f64>, Vec<f64>) =
+        ((0..6).map(value).collect(), (6..12).map(value).collect());
+    let tensor = |values: &[f64], rows: i64| {
+        Tensor::from_slice(values)
+            .to_kind(Kind::Float)
+            .view([rows, -1])
+    };
+    let got = model.product(&tensor(&input, 2), &tensor(&weight, 2), None);
+    assert_eq!(got.kind(), Kind::Float);
+    for (row, left) in input.chunks(3).enumerate() {
+        for (column, right) in weight.chunks(3).enumerate() {
+            let factors = left.iter().zip(right);
+            let exact: f64 = factors.map(|(x, w)| rounded(*x) * rounded(*w)).sum();
+            let got = got.double_value(&[row as i64, column as i64]);
+            // One unit of the last place, as 32-bit sums may fall on the other side of a tie.
+            assert!((got - exact).abs() <= exact.abs() / 128.0, "{got} {exact}");
+            assert_eq!(rounded(got), got);
+        }
+    }
+}
