@@ -91,11 +91,13 @@ class _Collate:
 class DataLoader(torch.utils.data.DataLoader):
     """A `torch.utils.data.DataLoader` that knows which examples its batches hold.
 
-    It takes the same arguments and gives the same batches in the same order. Batches need a size:
-    with `batch_size=None` there is nothing to collate.
+    It takes the same arguments, but for `batch_size=None`, and gives the same batches in the same
+    order.
     """
 
     def __init__(self, dataset: Any, *args: Any, collate_fn: Any = None, **kwargs: Any) -> None:
+        if args[:1] == (None,) or kwargs.get("batch_size", 1) is None:
+            raise UsageError("batch_size is None: without batches there is nothing to record")
         if not isinstance(dataset, WithIds):
             dataset = WithIds(dataset)
         if not isinstance(collate_fn, _Collate):

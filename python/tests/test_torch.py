@@ -100,6 +100,18 @@ def test_a_loader_of_torch_is_refused(tmp_path):
         )
 
 
+def test_what_has_no_batches_or_no_places_is_refused():
+    with pytest.raises(simfluence.UsageError, match="batch_size"):
+        DataLoader(DATA, batch_size=None)
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(X)
+
+    with pytest.raises(simfluence.UsageError, match="map-style"):
+        DataLoader(Stream())
+
+
 def test_shares_by_hand():
     targets = [[[1.0, 3.0], [4.0]], [[2.0]]]
     assert shares(targets, "step") == pytest.approx([0.1, 0.3, 0.4, 0.2])
