@@ -720,7 +720,8 @@ pub enum TrainingError {
 mod tests {
     use super::*;
     use crate::batch_loss::BatchLoss;
-    use crate::settings::{ModelSettings, Precision};
+    use crate::precision::Precision;
+    use crate::settings::ModelSettings;
     use crate::torch::test_support::{examples_of, image_network};
     use simfluence_core::{NoProgress, Optimizer};
 
@@ -838,7 +839,8 @@ mod tests {
 
     #[test]
     fn checkpointing_changes_nothing_but_rounding_and_bfloat16_a_little() {
-        let ways: [(fn(&mut TrainingSettings), f32, f32); 3] = [
+        type Change = fn(&mut TrainingSettings);
+        let ways: [(Change, f32, f32); 3] = [
             (|s| s.activation_checkpointing = true, 0.0, 1e-5),
             (|s| s.precision = Precision::Bf16, 1e-5, 0.05),
             (|s| s.accumulation = 3, 1e-9, 1.0),
