@@ -405,13 +405,13 @@ pub(crate) mod test_support {
     use simfluence_core::{BoxError, Curriculum, Optimizer, Step};
     use simfluence_models::{
         Activation, Architecture, DenseExample, Device, Evaluation, EvaluationSet, Mlp,
-        ModelSettings, Prediction, StepRecord, Target, TokenizedExample, TrainingObserver,
-        TrainingSettings, TrainingState, Transformer, Weights, fine_tune,
+        ModelSettings, Network, Prediction, StepRecord, Target, TokenizedExample, TrainingObserver,
+        TrainingSettings, TrainingState, Weights, fine_tune,
     };
 
     /// A small transformer.
-    pub fn model(seed: u64) -> Transformer {
-        Transformer::open(&weights(seed), Device::Cpu).expect("the processor")
+    pub fn model(seed: u64) -> Network {
+        Network::open(&weights(seed), Device::Cpu).expect("the processor")
     }
 
     /// Its parameters.

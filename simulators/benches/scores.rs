@@ -6,7 +6,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use simfluence_core::NoProgress;
 use simfluence_models::{
     Approximation, Architecture, Device, FactorKind, GradientSettings, Labels, Metric,
-    ModelSettings, TokenizedExample, Transformer, Wanted, Weights, fit_factors, inner_products,
+    ModelSettings, Network, TokenizedExample, Wanted, Weights, fit_factors, inner_products,
 };
 use std::hint::black_box;
 
@@ -14,7 +14,7 @@ const TRAIN: usize = 64;
 const TEST: usize = 32;
 const VOCABULARY: u32 = 64;
 
-fn model(width: u32) -> Transformer {
+fn model(width: u32) -> Network {
     let settings = ModelSettings {
         layers: 2,
         heads: 4,
@@ -23,7 +23,7 @@ fn model(width: u32) -> Transformer {
         ..ModelSettings::default()
     };
     let architecture = Architecture::new(settings, VOCABULARY).expect("valid settings");
-    Transformer::open(&Weights::random(&architecture, 0), Device::Cpu).expect("the processor")
+    Network::open(&Weights::random(&architecture, 0), Device::Cpu).expect("the processor")
 }
 
 /// Sequences of so many tokens, half of them the answer.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use simfluence_core::{Artifact, NoProgress, Tensor};
 use simfluence_models::{
     Activation, Approximation, Damping, DenseExample, Device, FactorKind, GradientSettings,
-    InnerProducts, Labels, Metric, Mlp, Model, Prediction, Target, TokenizedExample, Transformer,
+    InnerProducts, Labels, Metric, Mlp, Model, Network, Prediction, Target, TokenizedExample,
     Wanted, Weights, fit_factors, inner_products, per_example_gradients,
 };
 use simfluence_simulators::attribution::{Attributed, Axes, GradientParams};
@@ -253,7 +253,7 @@ fn solve(
     Ok((line, found))
 }
 
-type Decoder = (Transformer, Vec<TokenizedExample>, Vec<TokenizedExample>);
+type Decoder = (Network, Vec<TokenizedExample>, Vec<TokenizedExample>);
 
 fn decoder(folder: &Path) -> Result<Decoder, Failure> {
     let bytes = std::fs::read(folder.join("decoder.safetensors"))?;
@@ -271,7 +271,7 @@ fn decoder(folder: &Path) -> Result<Decoder, Failure> {
             })
             .collect()
     };
-    let model = Transformer::open(&weights, Device::Cpu)?;
+    let model = Network::open(&weights, Device::Cpu)?;
     Ok((model, read("train")?, read("test")?))
 }
 

@@ -5,8 +5,8 @@
 
 use simfluence_core::{Curriculum, NoProgress, Step};
 use simfluence_models::{
-    Architecture, Device, EvaluationSet, GradientSettings, Metric, ModelSettings, Silent,
-    TokenizedExample, TrainingSettings, Transformer, Wanted, Weights, fine_tune, inner_products,
+    Architecture, Device, EvaluationSet, GradientSettings, Metric, ModelSettings, Network, Silent,
+    TokenizedExample, TrainingSettings, Wanted, Weights, fine_tune, inner_products,
 };
 use std::time::Instant;
 
@@ -122,7 +122,7 @@ fn seconds_for_products(shape: &Shape) -> f64 {
     let architecture = Architecture::new(shape.model, 60).expect("a valid model");
     let weights = Weights::random(&architecture, 1);
     let (settings, start) = (GradientSettings::default(), Instant::now());
-    let model = Transformer::open(&weights, Device::Cpu).expect("the processor");
+    let model = Network::open(&weights, Device::Cpu).expect("the processor");
     inner_products(
         &model,
         &shape.train,

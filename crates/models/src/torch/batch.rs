@@ -2,7 +2,8 @@
 
 use super::model::Model;
 use super::network::{Network, NetworkBatch};
-use super::transformer::{Prefix, Transformer, to_vec};
+use super::parameters::to_vec;
+use super::transformer::{Prefix, Transformer};
 use crate::decoder::Structure;
 use crate::settings::{TokenizedExample, TokensError};
 use crate::weights::Architecture;

@@ -3,7 +3,7 @@
 use super::gradients::Tape;
 use super::model::{ExampleError, Model, Outputs, Targets};
 use super::parameters::Parameters;
-use super::transformer::views;
+use super::parameters::views;
 use crate::weights::Layout;
 use tch::{Device, Kind, Tensor};
 

@@ -1,6 +1,6 @@
 //! The optimisers, on the flat buffer of a model's parameters, exactly as PyTorch's.
 
-use super::transformer::{to_vec, views};
+use super::parameters::{to_vec, views};
 use crate::weights::Layout;
 use simfluence_core::{Artifact, ArtifactError, Optimizer};
 use tch::{Device, Kind, Tensor};

@@ -1,10 +1,9 @@
 //! The parameters of a model on a device, of which some are trained.
 
 use super::gradients::{Tape, Use};
-use super::transformer::{to_vec, views};
-use crate::weights::Layout;
+use crate::weights::{Layout, ParameterSpec};
 use std::ops::Range;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// Parameters in one buffer or, where not all are trained, in two.
 #[derive(Debug)]
@@ -55,6 +54,21 @@ impl Parameters {
             flat,
             parameters,
         }
+    }
+
+    /// Names, shapes and places of all of them.
+    pub fn whole(&self) -> &Layout {
+        &self.whole
+    }
+
+    /// One of all of them.
+    pub fn value(&self, index: usize) -> &Tensor {
+        &self.values[index]
+    }
+
+    /// Position among those that are trained of one of all of them; `None` if it is not.
+    pub fn position(&self, index: usize) -> Option<usize> {
+        self.trained[index]
     }
 
     /// Names, shapes and places of those that are trained.
@@ -147,4 +161,27 @@ impl Parameters {
         }
         rows
     }
+}
+
+/// Views of a flat buffer, one per parameter.
+pub(super) fn views(layout: &Layout, flat: &Tensor) -> Vec<Tensor> {
+    let view = |spec: &ParameterSpec| {
+        let shape: Vec<i64> = spec.shape.iter().map(|&length| length as i64).collect();
+        flat.narrow(0, spec.offset as i64, spec.len() as i64)
+            .view(&shape[..])
+    };
+    layout.specs().iter().map(view).collect()
+}
+
+/// All values as 32-bit floats.
+pub(super) fn to_vec(tensor: &Tensor) -> Vec<f32> {
+    let tensor = tensor
+        .detach()
+        .to_device(Device::Cpu)
+        .to_kind(Kind::Float)
+        .contiguous();
+    let mut values = vec![0.0; tensor.numel()];
+    let count = values.len();
+    tensor.copy_data(&mut values, count);
+    values
 }

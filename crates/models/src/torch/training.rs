@@ -3,7 +3,7 @@
 use super::batch::{Batch, Evaluation, EvaluationSet, Place, PreparedEvaluation, check_examples};
 use super::model::Model;
 use super::network::{Network, NetworkBatch};
-use super::transformer::to_vec;
+use super::parameters::to_vec;
 use super::updater::Updater;
 use crate::decoder::Structure;
 use crate::device::{Device, DeviceError};

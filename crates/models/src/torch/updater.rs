@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::optimizers::OptimizerState;
-use super::transformer::views;
+use super::parameters::views;
 use simfluence_core::{Artifact, ArtifactError, Optimizer};
 use tch::Tensor;
 

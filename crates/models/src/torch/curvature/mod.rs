@@ -8,7 +8,7 @@ pub use factors::{
 
 use super::gradients::{GradientError, GradientSettings, by_length, flatten, pick};
 use super::model::{Model, check_all};
-use super::transformer::views;
+use super::parameters::views;
 use std::cell::Cell;
 use tch::{Kind, Tensor};
 

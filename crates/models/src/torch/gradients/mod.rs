@@ -15,7 +15,7 @@ pub use tape::Tape;
 pub(super) use tape::Use;
 
 use super::model::{ExampleError, Model, check_all};
-use super::transformer::views;
+use super::parameters::views;
 use crate::approximation::Approximation;
 use tch::Tensor;
 
@@ -146,8 +146,8 @@ mod tests {
     use crate::settings::TokenizedExample;
     use crate::torch::Network;
     use crate::torch::mlp::Prediction;
+    use crate::torch::parameters::to_vec;
     use crate::torch::test_support::{all_weights, dense, examples, examples_of, weights};
-    use crate::torch::transformer::to_vec;
     use crate::weights::{ParameterSpec, Weights};
     use simfluence_core::NoProgress;
     use tch::Kind;

@@ -13,7 +13,7 @@ use super::tape::Piece;
 use super::{GradientError, GradientSettings};
 use crate::approximation::Approximation;
 use crate::torch::model::{Model, check_all};
-use crate::torch::transformer::to_vec;
+use crate::torch::parameters::to_vec;
 use simfluence_core::Progress;
 use tch::{Device, Kind, Tensor};
 

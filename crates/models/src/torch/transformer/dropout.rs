@@ -63,7 +63,7 @@ pub(super) fn drop_out(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::torch::transformer::to_vec;
+    use crate::torch::parameters::to_vec;
     use tch::Kind;
 
     const RATES: DropoutRates = DropoutRates {

@@ -14,10 +14,10 @@ pub(super) use dropout::Dropout;
 use super::batch::{Batch, Inputs, Place};
 use super::gradients::{Tape, Use};
 use super::model::{ExampleError, Model, Outputs, Targets};
+use super::parameters::Parameters;
 use crate::decoder::{
     Adapter, Adapters, Affine, Linear, Norm, NormKind, Places, Positions, layout,
 };
-use crate::device::DeviceError;
 use crate::precision::Precision;
 use crate::settings::TokenizedExample;
 use crate::weight_decay::WeightDecayGroups;
@@ -36,15 +36,7 @@ use tch::{Kind, Tensor};
 pub struct Transformer {
     architecture: Architecture,
     places: Places,
-    /// All parameters, trained or not.
-    whole: Layout,
-    values: Vec<Tensor>,
-    /// Position of each among those that are trained.
-    trained: Vec<Option<usize>>,
-    /// The parameters that are trained.
-    layout: Layout,
-    flat: Tensor,
-    parameters: Vec<Tensor>,
+    held: Parameters,
     precision: Precision,
 }
 
@@ -68,31 +60,9 @@ pub(super) struct Extras<'a> {
 }
 
 impl Transformer {
-    /// A model with the values of `weights`.
-    pub fn new(weights: &Weights, device: tch::Device) -> Self {
-        Self::with_kind(weights, device, Kind::Float)
-    }
-
-    /// As [`Transformer::new`] on a device that is tried first; LibTorch is also told to keep the
-    /// memory that it frees.
+    /// A model with the values of `weights`, computing in `kind`.
     ///
-    /// # Errors
-    /// A device that cannot be used.
-    pub fn open(weights: &Weights, device: crate::Device) -> Result<Self, DeviceError> {
-        crate::native::keep_memory();
-        Ok(Self::new(weights, device.open()?))
-    }
-
-    /// As [`Transformer::open`], computing in 64 bits: for what 32 do not resolve.
-    ///
-    /// # Errors
-    /// A device that cannot be used.
-    pub fn open_double(weights: &Weights, device: crate::Device) -> Result<Self, DeviceError> {
-        crate::native::keep_memory();
-        Ok(Self::with_kind(weights, device.open()?, Kind::Double))
-    }
-
-    /// As [`Transformer::new`], computing in `kind` (64-bit floats for tests of gradients).
+    /// [`Network`](crate::Network) opens whatever model some weights are of.
     pub fn with_kind(weights: &Weights, device: tch::Device, kind: Kind) -> Self {
         let architecture = weights.architecture().clone();
         let (whole, places) = layout(architecture.decoder());
@@ -100,38 +70,10 @@ impl Transformer {
         let all = Tensor::from_slice(weights.flat())
             .to_device(device)
             .to_kind(kind);
-        let mut values = views(&whole, &all);
-        let of_trained = whole.specs().iter().zip(&chosen).filter(|(_, is)| **is);
-        let layout =
-            Layout::of(of_trained.map(|(spec, _)| (spec.name.clone(), spec.shape.clone())));
-        let flat = match layout == whole {
-            true => all,
-            false => Tensor::zeros([layout.flat_len() as i64], (kind, device)),
-        };
-        let mut parameters = Vec::new();
-        let mut trained = Vec::new();
-        let mut of_flat = views(&layout, &flat).into_iter();
-        for (value, is_chosen) in values.iter_mut().zip(chosen) {
-            trained.push(is_chosen.then_some(parameters.len()));
-            if is_chosen {
-                let mut view = of_flat.next().expect("as many views as trained parameters");
-                if layout != whole {
-                    view.copy_(value);
-                }
-                let parameter = view.detach().set_requires_grad(true);
-                *value = parameter.shallow_clone();
-                parameters.push(parameter);
-            }
-        }
         Self {
             architecture,
             places,
-            whole,
-            values,
-            trained,
-            layout,
-            flat,
-            parameters,
+            held: Parameters::new(whole, &chosen, all),
             precision: Precision::F32,
         }
     }
@@ -143,10 +85,8 @@ impl Transformer {
 
     /// Whether weight decay applies to each trained parameter.
     pub(super) fn decayed(&self, groups: WeightDecayGroups) -> Vec<bool> {
-        (groups.decayed(&self.whole, &self.places).into_iter())
-            .zip(&self.trained)
-            .filter_map(|(is_decayed, trained)| trained.map(|_| is_decayed))
-            .collect()
+        let decayed = groups.decayed(self.held.whole(), &self.places);
+        self.held.of_trained(decayed)
     }
 
     /// A copy of all parameters in ordinary memory, as 32-bit floats.
@@ -154,24 +94,12 @@ impl Transformer {
     /// # Errors
     /// None for a model made by this type.
     pub fn weights(&self) -> Result<Weights, WeightsError> {
-        if self.layout == self.whole {
-            return Weights::from_flat(&self.architecture, to_vec(&self.flat));
-        }
-        let mut flat = vec![0.0; self.whole.flat_len()];
-        for (spec, value) in self.whole.specs().iter().zip(&self.values) {
-            flat[spec.offset..spec.offset + spec.len()].copy_from_slice(&to_vec(value));
-        }
-        Weights::from_flat(&self.architecture, flat)
+        Weights::from_flat(&self.architecture, self.held.all())
     }
 
     /// Takes over the parameters of the same architecture.
     pub(super) fn set(&mut self, weights: &Weights) {
-        let all = Tensor::from_slice(weights.flat());
-        tch::no_grad(|| {
-            for (value, new) in self.values.iter_mut().zip(views(&self.whole, &all)) {
-                value.copy_(&new);
-            }
-        });
+        self.held.set(weights.flat());
     }
 
     /// From here on matrix products are computed with this precision.
@@ -272,8 +200,11 @@ impl Transformer {
     fn embed(&self, inputs: &Inputs, size: i64, extras: &mut Extras) -> Tensor {
         let decoder = self.architecture.decoder();
         let length = inputs.length;
-        let mut hidden = self.values[self.places.token_embedding].index_select(0, &inputs.tokens);
-        let trained = self.trained[self.places.token_embedding];
+        let mut hidden = self
+            .held
+            .value(self.places.token_embedding)
+            .index_select(0, &inputs.tokens);
+        let trained = self.held.position(self.places.token_embedding);
         if let (Some(tape), Some(weight)) = (&mut extras.tape, trained) {
             let used = Use::Embedding {
                 weight,
@@ -282,8 +213,8 @@ impl Transformer {
             tape.note(used, &hidden);
         }
         if let Some(types) = self.places.token_types {
-            hidden = hidden.view([size, length, -1]) + self.values[types].get(0);
-            if let (Some(tape), Some(weight)) = (&mut extras.tape, self.trained[types]) {
+            hidden = hidden.view([size, length, -1]) + self.held.value(types).get(0);
+            if let (Some(tape), Some(weight)) = (&mut extras.tape, self.held.position(types)) {
                 let buckets = inputs.tokens.narrow(0, 0, length).zeros_like();
                 tape.note(Use::Buckets { weight, buckets }, &hidden);
             }
@@ -295,9 +226,9 @@ impl Transformer {
             (self.places.position_embedding, &decoder.positions)
         {
             let first = i64::from(*offset) + inputs.first_position;
-            let rows = self.values[weight].narrow(0, first, length);
+            let rows = self.held.value(weight).narrow(0, first, length);
             hidden = hidden.view([size, length, -1]) + rows;
-            if let (Some(tape), Some(weight)) = (&mut extras.tape, self.trained[weight]) {
+            if let (Some(tape), Some(weight)) = (&mut extras.tape, self.held.position(weight)) {
                 tape.note(Use::Positions { weight, first }, &hidden);
             }
         }
@@ -347,13 +278,13 @@ impl Transformer {
         tape: &mut Option<&mut Tape>,
     ) -> Tensor {
         let part = |index: usize| match rows {
-            Some((first, count)) => self.values[index].narrow(0, first, count),
-            None => self.values[index].shallow_clone(),
+            Some((first, count)) => self.held.value(index).narrow(0, first, count),
+            None => self.held.value(index).shallow_clone(),
         };
         let scaled;
         let input = match linear.adapter {
             Some(Adapter::Input(factors)) => {
-                scaled = self.scale(input, factors, &self.values[factors], 0, size, tape);
+                scaled = self.scale(input, factors, self.held.value(factors), 0, size, tape);
                 &scaled
             }
             _ => input,
@@ -361,8 +292,8 @@ impl Transformer {
         let output = self.product(input, &part(linear.weight), linear.bias.map(part));
         let first_row = rows.map_or(0, |(first, _)| first);
         if let Some(tape) = tape {
-            let bias = linear.bias.and_then(|bias| self.trained[bias]);
-            match (self.trained[linear.weight], bias) {
+            let bias = linear.bias.and_then(|bias| self.held.position(bias));
+            match (self.held.position(linear.weight), bias) {
                 (Some(weight), bias) => {
                     tape.note(Use::linear(weight, bias, first_row, input, size), &output);
                 }
@@ -392,7 +323,7 @@ impl Transformer {
         tape: &mut Option<&mut Tape>,
     ) -> Tensor {
         let output = rows * values.view(-1);
-        if let (Some(tape), Some(factors)) = (tape, self.trained[factors]) {
+        if let (Some(tape), Some(factors)) = (tape, self.held.position(factors)) {
             tape.note(Use::scale(factors, first, rows, size), &output);
         }
         output
@@ -408,9 +339,10 @@ impl Transformer {
         size: i64,
         tape: &mut Option<&mut Tape>,
     ) -> Tensor {
-        let inner = self.product(input, &self.values[a], None);
+        let inner = self.product(input, self.held.value(a), None);
         let output = self.product(&inner, &part(b), None);
-        if let (Some(tape), Some(a), Some(b)) = (tape, self.trained[a], self.trained[b]) {
+        if let (Some(tape), Some(a), Some(b)) = (tape, self.held.position(a), self.held.position(b))
+        {
             tape.note(Use::linear(a, None, 0, input, size), &inner);
             tape.note(Use::linear(b, None, first_row, &inner, size), &output);
         }
@@ -425,14 +357,14 @@ impl Transformer {
         tape: &mut Option<&mut Tape>,
     ) -> Tensor {
         let norm = self.architecture.decoder().norm;
-        let gain = &self.values[places.weight];
-        let bias = places.bias.map(|bias| &self.values[bias]);
+        let gain = self.held.value(places.weight);
+        let bias = places.bias.map(|bias| self.held.value(bias));
         let output = match norm.kind {
             NormKind::LayerNorm => input.layer_norm(gain.size(), Some(gain), bias, norm.eps, false),
             NormKind::RmsNorm => normalised(input, norm) * gain,
         };
-        let weight = self.trained[places.weight];
-        let bias = places.bias.and_then(|bias| self.trained[bias]);
+        let weight = self.held.position(places.weight);
+        let bias = places.bias.and_then(|bias| self.held.position(bias));
         if let Some(tape) = tape
             && (weight.is_some() || bias.is_some())
         {
@@ -467,15 +399,15 @@ impl Model for Transformer {
     type Batch = Batch;
 
     fn layout(&self) -> &Layout {
-        &self.layout
+        self.held.layout()
     }
 
     fn flat(&self) -> &Tensor {
-        &self.flat
+        self.held.flat()
     }
 
     fn parameters(&self) -> &[Tensor] {
-        &self.parameters
+        self.held.trained()
     }
 
     fn check(&self, example: &TokenizedExample) -> Result<(), ExampleError> {
@@ -501,27 +433,4 @@ impl Model for Transformer {
         };
         self.outputs_with(batch, extras)
     }
-}
-
-/// Views of a flat buffer, one per parameter.
-pub(super) fn views(layout: &Layout, flat: &Tensor) -> Vec<Tensor> {
-    let view = |spec: &crate::weights::ParameterSpec| {
-        let shape: Vec<i64> = spec.shape.iter().map(|&length| length as i64).collect();
-        flat.narrow(0, spec.offset as i64, spec.len() as i64)
-            .view(&shape[..])
-    };
-    layout.specs().iter().map(view).collect()
-}
-
-/// All values as 32-bit floats.
-pub(super) fn to_vec(tensor: &Tensor) -> Vec<f32> {
-    let tensor = tensor
-        .detach()
-        .to_device(tch::Device::Cpu)
-        .to_kind(Kind::Float)
-        .contiguous();
-    let mut values = vec![0.0; tensor.numel()];
-    let count = values.len();
-    tensor.copy_data(&mut values, count);
-    values
 }

@@ -4,6 +4,7 @@ use super::{Extras, Transformer};
 use crate::decoder::{Positions, StackPlaces};
 use crate::torch::batch::{Answers, Inputs};
 use crate::torch::gradients::Use;
+use crate::torch::model::Model;
 use tch::Tensor;
 
 /// What all blocks of a stack add to the scores of their attention, the mask included.
@@ -45,10 +46,10 @@ impl Transformer {
         let (length, heads) = (inputs.length, i64::from(decoder.attention.heads));
         let pairs = (0..length).flat_map(|query| (0..length).map(move |key| key - query));
         let buckets: Vec<i64> = pairs.map(|d| positions.bucket(d, is_causal)).collect();
-        let buckets = Tensor::from_slice(&buckets).to_device(self.flat.device());
-        let values = self.values[table].index_select(0, &buckets);
+        let buckets = Tensor::from_slice(&buckets).to_device(self.device());
+        let values = self.held.value(table).index_select(0, &buckets);
         let mut values = values.unsqueeze(0).expand([size, -1, -1], false);
-        if let (Some(tape), Some(weight)) = (&mut extras.tape, self.trained[table]) {
+        if let (Some(tape), Some(weight)) = (&mut extras.tape, self.held.position(table)) {
             values = values.contiguous();
             tape.note(Use::Buckets { weight, buckets }, &values);
         }

@@ -5,6 +5,7 @@ use super::rotary::Angles;
 use super::{Extras, Transformer, drop_out};
 use crate::decoder::{Activation, Gate, LayerPlaces, MlpPlaces, NormPlace, Positions, StackPlaces};
 use crate::torch::batch::{Answers, Batch, Inputs};
+use crate::torch::model::Model;
 use tch::Tensor;
 
 /// The blocks of an encoder or of a decoder, and what all of them need of a batch.
@@ -102,13 +103,8 @@ impl Transformer {
     fn angles(&self, inputs: &Inputs) -> Option<Angles> {
         match &self.architecture.decoder().positions {
             Positions::Rotary(rotary) => {
-                let flat = &self.flat;
-                Some(Angles::of_inputs(
-                    rotary,
-                    inputs,
-                    flat.kind(),
-                    flat.device(),
-                ))
+                let (kind, device) = (self.kind(), self.device());
+                Some(Angles::of_inputs(rotary, inputs, kind, device))
             }
             Positions::Learned { .. } | Positions::Relative(_) => None,
         }

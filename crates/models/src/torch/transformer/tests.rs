@@ -112,7 +112,7 @@ fn rounded(value: f64) -> f64 {
 
 #[test]
 fn products_in_bfloat16_are_those_of_rounded_factors_rounded() {
-    let mut model = Transformer::new(&weights(true), tch::Device::Cpu);
+    let mut model = Transformer::with_kind(&weights(true), tch::Device::Cpu, Kind::Float);
     model.set_precision(Precision::Bf16);
     let value = |i: usize| 0.3 + (i as f64 * 0.7).sin();
     let (input, weight): (Vec<f64>, Vec<f64>) =
