@@ -20,11 +20,13 @@ endif
 # The tests of the Python package have an environment of their own.
 PYTHON_TESTS := $(CACHE)/python-tests
 PYTHON_BIN := $(PYTHON_TESTS)/bin
+# What `make parity` adds to it, in a folder of its own: no second torch.
+PARITY := $(CACHE)/python-parity
 
 CARGO_FLAGS := --release --features torch
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/simfluence
 
-.PHONY: demo test test-python wheel bench-python bench check setup build clean-demo what-if
+.PHONY: demo test test-python wheel parity bench-python bench check setup build clean-demo what-if
 
 demo: build
 	@./data/demo.sh $(BIN) $(DEMO) $(JOBS)
@@ -46,6 +48,11 @@ wheel: $(PYTHON_TESTS)/ready
 	env -u LIBTORCH -u LIBTORCH_USE_PYTORCH $(PYTHON_BIN)/maturin build --release --locked \
 		--interpreter $(PYTHON_BIN)/python --manifest-path python/Cargo.toml --out $(PYTHON_TESTS)/wheel
 	$(PYTHON_BIN)/python -m pip install --quiet --force-reinstall --no-deps $(PYTHON_TESTS)/wheel/*.whl
+
+# Scores that other libraries computed, judged on real runs; prints the table of python/README.md.
+parity: wheel $(PARITY)/ready
+	cd python/parity && PYTHONPATH=$(PARITY)/site OMP_WAIT_POLICY=PASSIVE $(PYTHON_BIN)/python -m pytest \
+		-c ../pyproject.toml -p no:cacheprovider
 
 # What recording costs in a real fine-tuning.
 bench-python: wheel
@@ -91,6 +98,12 @@ $(PYTHON_TESTS)/ready: python/tests/requirements.txt
 	@rm -rf $(PYTHON_TESTS) && mkdir -p $(CACHE)
 	@$(PYTHON) -m venv $(PYTHON_TESTS)
 	@$(PYTHON_BIN)/python -m pip install --quiet -r $<
+	@touch $@
+
+$(PARITY)/ready: python/parity/requirements.txt $(PYTHON_TESTS)/ready
+	@echo "Setting up what the Python package is compared with in $(PARITY)" >&2
+	@rm -rf $(PARITY) && mkdir -p $(PARITY)
+	@$(PYTHON_BIN)/python -m pip install --quiet --no-deps --target $(PARITY)/site -r $<
 	@touch $@
 
 clean-demo:
