@@ -2,7 +2,7 @@
 
 use crate::curves::Curves;
 use crate::errors;
-use crate::progress::PythonProgress;
+use crate::work::interruptible;
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use simfluence::core::{Artifact, Curriculum, Step, Trajectory};
@@ -23,8 +23,9 @@ pub fn fit(
     arguments: Vec<String>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(Vec<u8>, String)> {
-    let progress = PythonProgress::new(progress);
-    let fitted = py.detach(|| simfluence::program::fit(&arguments, &progress));
+    let fitted = interruptible(py, progress, |progress| {
+        simfluence::program::fit(&arguments, progress)
+    })?;
     let fitted = fitted.map_err(errors::program)?;
     Ok((bytes(&fitted.artifact)?, fitted.report))
 }
@@ -72,8 +73,9 @@ pub fn what_if(
     Curves,
     Option<(Curves, Curves)>,
 )> {
-    let progress = PythonProgress::new(progress);
-    let answer = py.detach(|| simfluence::program::what_if(&arguments, &progress));
+    let answer = interruptible(py, progress, |progress| {
+        simfluence::program::what_if(&arguments, progress)
+    })?;
     let answer = answer.map_err(errors::program)?;
     let band = match &answer.band {
         Some((low, high)) => Some((Curves::new(py, low)?, Curves::new(py, high)?)),
@@ -96,8 +98,9 @@ pub fn compare(
     arguments: Vec<String>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(String, String, String)> {
-    let progress = PythonProgress::new(progress);
-    let compared = py.detach(|| simfluence::program::compare(&arguments, &progress));
+    let compared = interruptible(py, progress, |progress| {
+        simfluence::program::compare(&arguments, progress)
+    })?;
     let compared = compared.map_err(errors::program)?;
     Ok((compared.table, compared.json, compared.csv))
 }

@@ -11,6 +11,7 @@ mod progress;
 mod recorder;
 mod run_set;
 mod tables;
+mod work;
 
 use pyo3::prelude::*;
 

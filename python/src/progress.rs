@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use simfluence::core::Progress;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often Python hears of progress at most: each time costs taking the interpreter's lock.
@@ -12,7 +13,11 @@ const EVERY: Duration = Duration::from_millis(100);
 pub struct PythonProgress {
     function: Option<Py<PyAny>>,
     state: Mutex<State>,
+    cancelled: AtomicBool,
 }
+
+/// What unwinds the threads of work that was cancelled.
+struct Cancelled;
 
 struct State {
     depth: u32,
@@ -31,6 +36,24 @@ impl PythonProgress {
         Self {
             function,
             state: Mutex::new(state),
+            cancelled: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends the work where it next tells of progress.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells that nothing more will come, in whatever phase cancelled work was.
+    pub fn abandon(&self) {
+        self.tell("end", "", 0);
+    }
+
+    /// Unwinds, without the message of a panic, if the work was cancelled.
+    fn go_on(&self) {
+        if self.cancelled.load(Ordering::Relaxed) {
+            std::panic::resume_unwind(Box::new(Cancelled));
         }
     }
 
@@ -48,6 +71,7 @@ impl PythonProgress {
 
 impl Progress for PythonProgress {
     fn begin(&self, what: &str, total: u64) {
+        self.go_on();
         let outermost = {
             let mut state = self.state.lock().expect("no panic while counting");
             state.depth += 1;
@@ -59,6 +83,7 @@ impl Progress for PythonProgress {
     }
 
     fn advance(&self, units: u64) {
+        self.go_on();
         let due = {
             let mut state = self.state.lock().expect("no panic while counting");
             if state.depth != 1 {

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -193,3 +195,28 @@ def test_progress_is_drawn_where_asked_for(run_set, capsys):
 def test_an_option_that_is_not_known_is_said_so(run_set):
     with pytest.raises(simfluence.UsageError, match="--metod"):
         simfluence.fit(run_set, metod="x")
+
+
+def test_ctrl_c_ends_long_work(run_set, monkeypatch):
+    noticed, events = threading.Event(), []
+
+    def handler(*_):
+        noticed.set()
+        raise KeyboardInterrupt
+
+    def bar(event, what, number):
+        events.append(event)
+        if event == "begin":
+            os.kill(os.getpid(), signal.SIGINT)
+            noticed.wait()
+
+    monkeypatch.setattr("simfluence._progress.bar", lambda show: bar)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            simfluence.fit(run_set, "optimizer-dynamics")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert events[0] == "begin" and events[-1] == "end"
+    monkeypatch.undo()
+    assert simfluence.fit(run_set, "mean-run").name == "mean-run"

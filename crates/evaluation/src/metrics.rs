@@ -182,13 +182,17 @@ pub fn final_pairs(real: &Trajectory, simulated: &Trajectory) -> Vec<(usize, f64
         .collect()
 }
 
+/// Simulated losses are 32-bit floats: where two differ by less than this share, a simulator that
+/// sums the same numbers in another order does not predict an effect, and has no rank or sign.
+const ROUNDING: f64 = 16.0 * f32::EPSILON as f64;
+
 /// The real and the predicted final effect of one edit, per test example measured at the end of
 /// both real runs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Effects {
     /// `e = L_T(edited) − L_T(original)`, both really trained, nats.
     pub real: Vec<f64>,
-    /// `ê = L_sim(edited) − L_sim(original)`, nats.
+    /// `ê = L_sim(edited) − L_sim(original)`, nats; 0 where that is rounding.
     pub predicted: Vec<f64>,
 }
 
@@ -205,7 +209,14 @@ impl Effects {
                 before.next_if(|&(other, ..)| other == test)
             {
                 effects.real.push(real - real_before);
-                effects.predicted.push(predicted - predicted_before);
+                let effect = predicted - predicted_before;
+                let rounding = ROUNDING * predicted.abs().max(predicted_before.abs());
+                let effect = if effect.abs() <= rounding {
+                    0.0
+                } else {
+                    effect
+                };
+                effects.predicted.push(effect);
             }
         }
         effects
@@ -325,6 +336,22 @@ mod tests {
         assert_eq!(effects.real, vec![0.5, -1.0]);
         assert_eq!(effects.predicted, vec![0.25, 0.0]);
         assert_eq!(effects.sign_agreement(), Some(0.5));
+    }
+
+    #[test]
+    fn rounding_of_simulated_losses_is_no_effect() {
+        let real = trajectory(vec![0, 1], 3, &[5.0, 5.0, 5.0, 1.0, 2.0, 3.0]);
+        let edited = trajectory(vec![0, 1], 3, &[5.0, 5.0, 5.0, 1.5, 2.5, 2.0]);
+        let simulated = trajectory(vec![0, 1], 3, &[5.0, 5.0, 5.0, 4.0, 4.0, 4.0]);
+        let shifted = |by: [f32; 3]| {
+            let last = by.map(|units| 4.0 + units * 4.0 * f32::EPSILON);
+            trajectory(vec![0, 1], 3, &[&[5.0; 3], &last[..]].concat())
+        };
+        let effects = |by| Effects::of((&real, &simulated), (&edited, &shifted(by)));
+        assert_eq!(effects([1.0, -1.0, 2.0]).predicted, [0.0; 3]);
+        assert_eq!(effects([1.0, -1.0, 2.0]).spearman(), None);
+        assert_eq!(effects([1.0, -1.0, 2.0]).sign_agreement(), None);
+        assert!(effects([1.0, 0.0, -20.0]).predicted[2] < 0.0);
     }
 
     #[test]
