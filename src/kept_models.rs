@@ -6,6 +6,9 @@ use simfluence_models::Weights;
 use simfluence_recorder::{RunSet, read_artifact};
 use std::path::{Path, PathBuf};
 
+/// Key of the files that stood beside a base model's `tokenizer.json`, text by name.
+pub const TOKENIZER_FILES: &str = "tokenizer_files";
+
 /// Where the base model of a run set is.
 pub fn base_model_path(set: &RunSet) -> PathBuf {
     set.path().join("base_model.safetensors")

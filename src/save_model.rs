@@ -1,10 +1,11 @@
 //! `simfluence save-model`: a recorded checkpoint as a folder that transformers or PEFT reads.
 
 use crate::cli::SaveModelArgs;
-use crate::kept_models::{base_model_path, weights_in};
+use crate::kept_models::{TOKENIZER_FILES, base_model_path, weights_in};
 use anyhow::{Context, Result, bail};
 use simfluence_models::{Tokenizer, Trainable, hugging_face};
 use simfluence_recorder::{RunSet, read_artifact, write_atomically};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Runs the subcommand.
@@ -29,6 +30,13 @@ pub fn run(args: &SaveModelArgs) -> Result<()> {
         let tokenizer: Tokenizer = base.json("tokenizer")?;
         if let Some(json) = tokenizer.json() {
             write_atomically(&out.join(hugging_face::TOKENIZER), json.as_bytes())?;
+        }
+        // Run sets of earlier versions did not keep them.
+        if base.metadata.contains_key(TOKENIZER_FILES) {
+            let files: BTreeMap<String, String> = base.json(TOKENIZER_FILES)?;
+            for (name, text) in files {
+                write_atomically(&out.join(name), text.as_bytes())?;
+            }
         }
     }
     println!("{}: run {} after step {step}", out.display(), args.run);

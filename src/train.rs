@@ -1,13 +1,13 @@
 //! What `record`, `attribute` and `whatif --verify` share: the base model of a run set, and
 //! fine-tuning from it.
 
-use crate::kept_models::{base_model, base_model_path};
+use crate::kept_models::{TOKENIZER_FILES, base_model, base_model_path};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
-use simfluence_core::{Curriculum, Examples, Progress, Retrain, Run, Trajectory};
+use simfluence_core::{Artifact, Curriculum, Examples, Progress, Retrain, Run, Trajectory};
 use simfluence_models::{
     Architecture, Device, EvaluationSet, FineTuning, FolderSettings, ModelChoice, PreparedTask,
-    TextExample, TokenizedExample, Tokenizer, TrainingSettings, Weights, pretrain,
+    TextExample, TokenizedExample, Tokenizer, TrainingSettings, Weights, hugging_face, pretrain,
     pretrain_on_images,
 };
 use simfluence_recorder::{RunSet, read_artifact, write_artifact};
@@ -80,7 +80,8 @@ impl BaseModel {
         }
         let weights = pretrain_base(prepared, architecture, device, progress)?;
         let weights = weights.with_trainable(task.trainable.clone())?;
-        Self::keep(weights, set, prepared, ("pretraining", provenance))
+        let artifact = artifact(&weights, prepared, ("pretraining", provenance));
+        Self::keep(weights, artifact, set, prepared)
     }
 
     fn load_or_take(
@@ -106,21 +107,18 @@ impl BaseModel {
             return Ok(model);
         }
         let from = folder.display().to_string();
-        Self::keep(weights, set, prepared, ("model_folder", from))
+        let mut artifact = artifact(&weights, prepared, ("model_folder", from));
+        artifact.set_json(TOKENIZER_FILES, &hugging_face::tokenizer_files(folder)?);
+        Self::keep(weights, artifact, set, prepared)
     }
 
-    /// Writes the base model into the run set, with where it came from.
+    /// Writes the base model into the run set.
     fn keep(
         weights: Weights,
+        artifact: Artifact,
         set: &RunSet,
         prepared: &PreparedTask,
-        provenance: (&str, String),
     ) -> Result<Self> {
-        let mut artifact = weights.to_artifact();
-        artifact.set_json("tokenizer", &prepared.tokenizer);
-        let (name, value) = provenance;
-        artifact.metadata.insert(name.into(), value);
-        (artifact.metadata).insert("task".into(), prepared.task.name.clone());
         write_artifact(&base_model_path(set), &artifact)?;
         Ok(Self {
             weights,
@@ -140,6 +138,16 @@ impl BaseModel {
             })
             .collect()
     }
+}
+
+/// A base model as a file, with its tokeniser and where it came from.
+fn artifact(weights: &Weights, prepared: &PreparedTask, provenance: (&str, String)) -> Artifact {
+    let mut artifact = weights.to_artifact();
+    artifact.set_json("tokenizer", &prepared.tokenizer);
+    let (name, value) = provenance;
+    artifact.metadata.insert(name.into(), value);
+    (artifact.metadata).insert("task".into(), prepared.task.name.clone());
+    artifact
 }
 
 fn pretrain_base(

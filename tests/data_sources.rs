@@ -158,6 +158,11 @@ fn what_does_not_fit_or_cannot_be_rendered_is_refused_with_its_name() {
             "messages = \"text\"",
             "list of messages",
         ),
+        (
+            "path = \"DATASET\"\nsplit = \"train\"",
+            "path = \"empty.jsonl\"",
+            "there are no rows",
+        ),
         ("messages = \"messages\"", "text = \"{note}\"", "row 1"),
         ("split = \"train\"", "", "train, test"),
         (
@@ -167,6 +172,7 @@ fn what_does_not_fit_or_cannot_be_rendered_is_refused_with_its_name() {
         ),
     ] {
         let folder = task(|task| task.replace(from, to));
+        std::fs::write(folder.path().join("empty.jsonl"), "").unwrap();
         let message = fail(folder.path(), &["preview", "task.toml"]);
         assert!(message.contains(part), "{message}");
     }
@@ -185,7 +191,8 @@ fn what_does_not_fit_or_cannot_be_rendered_is_refused_with_its_name() {
 fn truncated_conversations_of_a_datasets_folder_are_recorded_and_trained_again() {
     let folder = task(|task| {
         let whole = task.replace("split = \"train\"\n", "truncation = \"left\"\n");
-        whole.replace("train_per_dataset = 1", "train_per_dataset = 2")
+        let kept = whole.replace("steps = 6", "steps = 6\ncheckpoint_every = 6");
+        kept.replace("train_per_dataset = 1", "train_per_dataset = 2")
     });
     let path = folder.path();
     let text = std::fs::read_to_string(path.join("task.toml")).unwrap();
@@ -207,7 +214,12 @@ fn truncated_conversations_of_a_datasets_folder_are_recorded_and_trained_again()
     );
     succeed(path, &["record", "task.toml", "--out", "runs"]);
     // The run set holds what it needs to train again: the folder is not read any more.
+    let template = std::fs::read_to_string(path.join("model/chat_template.jinja")).unwrap();
     std::fs::remove_dir_all(path.join("model")).unwrap();
+    let save = ["save-model", "runs", "--run", "train-000", "--out", "saved"];
+    succeed(path, &save);
+    let saved = std::fs::read_to_string(path.join("saved/chat_template.jinja"));
+    assert_eq!(saved.unwrap(), template);
     let set = simfluence::recorder::RunSet::open(&path.join("runs")).unwrap();
     let example = &set.train_examples().as_slice()[0];
     assert_eq!(example.column("truncation"), Some("left"));

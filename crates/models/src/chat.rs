@@ -1,8 +1,8 @@
 //! Conversations as text, by a tokeniser's chat template.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as Jinja};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::value::{Kwargs, Serde, Value as Jinja, ValueKind};
+use minijinja::{Environment, ErrorKind, Output, State, context};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -99,6 +99,7 @@ impl ChatTemplate {
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
+        environment.set_formatter(as_python_prints);
         (environment.add_template_owned(NAME, without_generation_tags(source))).map_err(
             |source| ChatError {
                 path: path.clone(),
@@ -115,8 +116,8 @@ impl ChatTemplate {
     /// The text of a conversation and what of it is the assistant's.
     ///
     /// # Errors
-    /// Messages that are no list of objects with `role` and `content` as text, none of them the
-    /// assistant's; a template that raises an error, or that changes earlier turns by later ones,
+    /// Messages that are no list of objects with `role` and `content` as text (or none, in a turn
+    /// with `tool_calls`), none of them the assistant's; a template that raises an error, or that changes earlier turns by later ones,
     /// so that the assistant's cannot be told apart.
     pub fn conversation(&self, messages: &Value) -> Result<Conversation, String> {
         let messages = checked(messages)?;
@@ -146,8 +147,15 @@ impl ChatTemplate {
     /// Where the assistant's turn stands in the text.
     fn answer(&self, messages: &[Value], turn: usize, text: &str) -> Result<Range<usize>, String> {
         let before = self.render(&messages[..turn], true)?;
-        let after = self.render(&messages[..=turn], false)?;
-        if !text.starts_with(&after) || !after.starts_with(&before) || after.len() == before.len() {
+        let whole = self.render(&messages[..=turn], false)?;
+        // What stands behind a whole conversation (Phi-3 has an end token there) is no part of the
+        // turns before its last.
+        let end = self.special_tokens.get("eos_token").map_or("", |eos| eos);
+        let after = match whole.strip_suffix(end) {
+            Some(turns) if !text.starts_with(&whole) => turns,
+            _ => &whole,
+        };
+        if !text.starts_with(after) || !after.starts_with(&before) || after.len() == before.len() {
             return Err(format!(
                 "message {turn} (counted from 0): the chat template does not write the assistant's turn as a continuation of what precedes it, so that its tokens cannot be told apart; loss = \"all\" needs no such thing"
             ));
@@ -186,8 +194,13 @@ fn checked(messages: &Value) -> Result<&[Value], String> {
     let list = (messages.as_array())
         .ok_or("expected a list of messages, each an object with \"role\" and \"content\"")?;
     for (turn, message) in list.iter().enumerate() {
+        // A turn that only calls tools says nothing.
+        let calls = message["tool_calls"].as_array();
+        let is_silent =
+            calls.is_some_and(|calls| !calls.is_empty()) && message["content"].is_null();
         for field in ["role", "content"] {
-            if !message.get(field).is_some_and(Value::is_string) {
+            let is_text = message.get(field).is_some_and(Value::is_string);
+            if !is_text && !(is_silent && field == "content") {
                 return Err(format!(
                     "message {turn} (counted from 0) has no {field:?} that is text"
                 ));
@@ -219,6 +232,20 @@ fn without_generation_tags(source: &str) -> String {
 
 fn raise_exception(message: String) -> Result<String, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// `None`, `True` and `False`; the rest is the same.
+fn as_python_prints(
+    output: &mut Output,
+    state: &mut State,
+    value: &Jinja,
+) -> Result<(), minijinja::Error> {
+    match value.kind() {
+        ValueKind::None => Ok(output.write_str("None")?),
+        ValueKind::Bool if value.is_true() => Ok(output.write_str("True")?),
+        ValueKind::Bool => Ok(output.write_str("False")?),
+        _ => minijinja::escape_formatter(output, state, value),
+    }
 }
 
 /// `tojson` with the spaces of Python's `json.dumps`, and nothing escaped for HTML.

@@ -146,6 +146,11 @@ pub fn load_table(
         source: settings.source()?,
         rows: rows::read(settings, path)?,
     };
+    if table.rows.is_empty() {
+        return Err(TextError::Empty {
+            path: path.to_owned(),
+        });
+    }
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     let mut data = TaskData::default();
     let mut used = vec![false; table.rows.len()];
@@ -277,6 +282,7 @@ impl Table<'_> {
             Some(value) => Ok(value),
             None => Err(TextError::UnknownColumn {
                 path: self.path.to_owned(),
+                row: index,
                 column: column.to_owned(),
                 columns: row.keys().cloned().collect::<Vec<_>>().join(", "),
             }),
@@ -331,6 +337,12 @@ pub enum TextError {
         /// The file.
         path: PathBuf,
     },
+    /// A table without rows.
+    #[error("{}: there are no rows", path.display())]
+    Empty {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A line that cannot be parsed.
     #[error("{}, line {line}: {problem}", path.display())]
     Malformed {
@@ -342,10 +354,12 @@ pub enum TextError {
         problem: String,
     },
     /// A template names a column that a row lacks.
-    #[error("{}: there is no column {column:?}; the columns are: {columns}", path.display())]
+    #[error("{}, row {row} (counted from 0): there is no column {column:?}; the columns are: {columns}", path.display())]
     UnknownColumn {
         /// The file.
         path: PathBuf,
+        /// The row.
+        row: usize,
         /// The column asked for.
         column: String,
         /// Those there are.

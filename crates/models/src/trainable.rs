@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub enum Trainable {
     /// All of them.
     #[default]
+    #[serde(deserialize_with = "no_settings")]
     Full,
     /// The biases, those of norms included; not those of keys where positions are learned and keys
     /// have a matrix of their own, because there they change nothing: every weight of a softmax is
@@ -27,6 +28,7 @@ pub enum Trainable {
     ///
     /// # Reference
     /// Ben Zaken et al. 2022, "BitFit".
+    #[serde(deserialize_with = "no_settings")]
     Bitfit,
     /// The last blocks (of a decoder behind an encoder, its own), the norm behind them, and the
     /// output matrix if it is not the token embedding.
@@ -38,6 +40,14 @@ pub enum Trainable {
     Lora(LoraSettings),
     /// Factors of what some of the model's own matrices, which are frozen, give or read.
     Ia3(Ia3Settings),
+}
+
+/// A method without settings; `deny_unknown_fields` of the enumeration does not see to that.
+fn no_settings<'de, D: serde::Deserializer<'de>>(settings: D) -> Result<(), D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct None {}
+    None::deserialize(settings).map(|None {}| ())
 }
 
 /// Settings of LoRA: `W x` becomes `W x + (alpha / rank) B A x`.
@@ -327,6 +337,26 @@ mod tests {
             targets: Some(targets.iter().map(|t| (*t).to_owned()).collect()),
             ..LoraSettings::default()
         })
+    }
+
+    #[test]
+    fn a_setting_that_the_method_does_not_have_is_refused() {
+        let read = |text: &str| toml::from_str::<Trainable>(text);
+        assert_eq!(read("method = \"full\"").unwrap(), Trainable::Full);
+        assert_eq!(read("method = \"bitfit\"").unwrap(), Trainable::Bitfit);
+        for (method, setting) in [
+            ("full", "rank = 3"),
+            ("bitfit", "layers = 3"),
+            ("last-layers", "layers = 1\nrank = 3"),
+            ("lora", "feedforward = []"),
+            ("ia3", "rank = 3"),
+        ] {
+            let error = read(&format!("method = \"{method}\"\n{setting}")).unwrap_err();
+            assert!(
+                error.message().contains("unknown field"),
+                "{method}: {error}"
+            );
+        }
     }
 
     #[test]

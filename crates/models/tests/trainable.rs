@@ -139,7 +139,7 @@ fn adapters_that_are_not_understood_are_refused_by_field_or_tensor() {
     let base = hugging_face::load(&data("llama"), None).unwrap();
     let text = std::fs::read_to_string(data("llama_lora/adapter_config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let message = |base: &Weights, field: &str, value: serde_json::Value| {
+    let outcome = |base: &Weights, field: &str, value: serde_json::Value| {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config.clone();
         config[field] = value;
@@ -150,8 +150,10 @@ fn adapters_that_are_not_understood_are_refused_by_field_or_tensor() {
         .unwrap();
         let values = "adapter_model.safetensors";
         std::fs::copy(data("llama_lora").join(values), folder.path().join(values)).unwrap();
-        let error = hugging_face::load_adapter(base, folder.path()).unwrap_err();
-        error.to_string()
+        hugging_face::load_adapter(base, folder.path())
+    };
+    let message = |base: &Weights, field: &str, value: serde_json::Value| {
+        outcome(base, field, value).unwrap_err().to_string()
     };
     for (field, value) in [
         ("peft_type", serde_json::json!("LOHA")),
@@ -164,9 +166,15 @@ fn adapters_that_are_not_understood_are_refused_by_field_or_tensor() {
         ("modules_to_save", serde_json::json!(["lm_head"])),
         ("target_modules", serde_json::json!("all-linear")),
         ("something_new", serde_json::json!(1)),
+        // These change the base model, too.
+        ("init_lora_weights", serde_json::json!("pissa")),
+        ("init_lora_weights", serde_json::json!("olora")),
     ] {
         let message = message(&base, field, value);
         assert!(message.contains(field), "{field}: {message}");
+    }
+    for start in ["gaussian", "eva"] {
+        outcome(&base, "init_lora_weights", serde_json::json!(start)).unwrap();
     }
     let base_of_factors = hugging_face::load(&data("gpt2"), None).unwrap();
     let factors = |field: &str, value: serde_json::Value| {

@@ -48,7 +48,7 @@ fn renderings() -> Vec<Rendering> {
 #[test]
 fn ref_texts_are_those_of_transformers() {
     let all = renderings();
-    assert_eq!(all.len(), 16);
+    assert_eq!(all.len(), 25);
     for row in all {
         let chat = chat(&row.template);
         let messages = row.messages.as_array().unwrap();
@@ -117,6 +117,18 @@ fn the_assistants_turns_are_what_follows_the_generation_prompt() {
         [" seven </s>", " eight </s>"]
     );
     assert_eq!(found("llama3.jinja", "open"), ["two<|eot_id|>"]);
+    // The end token stands behind the whole conversation, so that only its last turn has it.
+    assert_eq!(
+        found("phi3.jinja", "system"),
+        [" seven <|end|>\n", "eight<|end|>\n</s>"]
+    );
+    assert_eq!(found("phi3.jinja", "open"), ["two<|end|>\n"]);
+    let [call, answer] = &found("tools.jinja", "tools")[..] else {
+        panic!("two turns are the assistant's");
+    };
+    assert!(call.contains(r#"{"number": 2, "in_words": true, "base": null}"#));
+    assert!(call.ends_with(" number=2 in_words=True base=None[end]"));
+    assert_eq!(answer, " It is three.[end]");
     let message = answers("chatml.jinja", "two users").unwrap_err();
     assert!(message.contains("\"assistant\""), "{message}");
 }

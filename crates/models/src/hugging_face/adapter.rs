@@ -29,7 +29,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "fan_in_fan_out",
     "inference_mode",
     "init_ia3_weights",
-    "init_lora_weights",
     "megatron_core",
     "peft_version",
     "revision",
@@ -196,12 +195,30 @@ fn lora(fields: &Fields) -> Result<LoraSettings, ConfigError> {
     }
     // How quantised layers would be grouped.
     fields.raw("qalora_group_size");
+    starts_from_the_base_model(fields)?;
     Ok(LoraSettings {
         rank: fields.count("r")?,
         alpha: fields.positive_or("lora_alpha", 8.0)?,
         targets: Some(names(fields, "target_modules")?),
         ..LoraSettings::default()
     })
+}
+
+/// Some ways to start an adapter change the base model as well, and PEFT does so again when it loads
+/// one; the others have no effect on an adapter with values.
+fn starts_from_the_base_model(fields: &Fields) -> Result<(), ConfigError> {
+    let name = "init_lora_weights";
+    match fields.raw(name) {
+        None | Some(Value::Null | Value::Bool(_)) => Ok(()),
+        Some(Value::String(start)) if ["gaussian", "eva", "orthogonal"].contains(&&**start) => {
+            Ok(())
+        }
+        Some(other) => Err(fields.unsupported(
+            name,
+            other,
+            "true, false, \"gaussian\", \"eva\" or \"orthogonal\", which leave the base model as it is; save the adapter with path_initial_model_for_weight_conversion of PEFT to turn it into such a one",
+        )),
+    }
 }
 
 fn ia3(fields: &Fields) -> Result<Ia3Settings, ConfigError> {

@@ -64,23 +64,23 @@ impl Config {
     }
 }
 
-/// What is wrong with a `config.json`.
+/// What is wrong with a `config.json` or `adapter_config.json`; whoever has read it knows which.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
     /// No JSON object.
-    #[error("config.json is no JSON object: {problem}")]
+    #[error("it is no JSON object: {problem}")]
     Json {
         /// What the parser says.
         problem: String,
     },
     /// A field that is needed.
-    #[error("config.json has no field {field}")]
+    #[error("there is no field {field}")]
     Missing {
         /// Its name.
         field: String,
     },
     /// A value that is not supported.
-    #[error("config.json: {field} is {got}; supported is: {supported}")]
+    #[error("{field} is {got}; supported is: {supported}")]
     Unsupported {
         /// Name of the field.
         field: String,
@@ -91,7 +91,7 @@ pub enum ConfigError {
     },
     /// A field that is not known.
     #[error(
-        "config.json: the field {field} ({got}) is not known here, so that the model might compute something else than meant; remove the field if it has no effect on the forward pass"
+        "the field {field} ({got}) is not known here, so that the model might compute something else than meant; remove the field if it has no effect on the forward pass"
     )]
     Unknown {
         /// Its name.
@@ -100,7 +100,7 @@ pub enum ConfigError {
         got: String,
     },
     /// Sizes that do not fit together.
-    #[error("config.json: {problem}")]
+    #[error("{problem}")]
     Sizes {
         /// Which, and why.
         problem: String,

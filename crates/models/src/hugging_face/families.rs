@@ -781,10 +781,7 @@ mod tests {
     fn a_field_that_is_missing_is_named() {
         let mut config = config("mistral");
         config.as_object_mut().unwrap().remove("intermediate_size");
-        assert_eq!(
-            message(&config),
-            "config.json has no field intermediate_size"
-        );
+        assert_eq!(message(&config), "there is no field intermediate_size");
     }
 
     #[test]

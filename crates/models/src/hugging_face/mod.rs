@@ -16,7 +16,7 @@ mod tokenizer;
 pub use adapter::{load_adapter, save_adapter};
 pub use checkpoint::{CheckpointError, architecture, load};
 pub use config::{Config, ConfigError};
-pub use save::save;
+pub use save::{save, tokenizer_files};
 pub use tokenizer::TOKENIZER;
 pub use tokenizer::TokenizerFileError;
 pub(crate) use tokenizer::{Piece, TokenizerFile};

@@ -5,7 +5,7 @@ use crate::weights::{ParameterSpec, Weights};
 use safetensors::{Dtype, View};
 use serde_json::Value;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// Writes `model.safetensors` (32-bit floats) and `config.json` into a folder, which is created,
@@ -28,6 +28,34 @@ pub fn save(weights: &Weights, folder: &Path) -> Result<(), CheckpointError> {
         }
     }
     write_json(&Value::Object(fields), folder, CONFIG)
+}
+
+/// Files of a model folder, beside `tokenizer.json`, that say how its tokens are used.
+const TOKENIZER_FILES: [&str; 4] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// What stands beside `tokenizer.json` in a model folder and says how tokens are used (special
+/// tokens, the chat template), by file name, so that it can be written beside a model fine-tuned
+/// from there.
+///
+/// # Errors
+/// A file that is there and cannot be read.
+pub fn tokenizer_files(folder: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    let there = TOKENIZER_FILES.iter().map(|name| (name, folder.join(name)));
+    there
+        .filter(|(_, path)| path.exists())
+        .map(|(name, path)| match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(((*name).to_owned(), text)),
+            Err(source) => Err(CheckpointError::Unreadable {
+                path,
+                problem: source.to_string(),
+            }),
+        })
+        .collect()
 }
 
 /// Whether a parameter belongs to an adapter.

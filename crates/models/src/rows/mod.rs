@@ -3,7 +3,7 @@
 //! | name | format |
 //! | --- | --- |
 //! | `….csv`, `….tsv` | CSV, with a header line or named columns |
-//! | `….jsonl`, `….json` | JSON Lines |
+//! | `….jsonl`, `….json` | JSON Lines, or a list of objects |
 //! | `….parquet` | Parquet |
 //! | a folder | Hugging Face `datasets`, as `save_to_disk` writes it |
 //! | `….arrow` | one Arrow stream of such a folder |
@@ -35,7 +35,7 @@ pub(crate) fn read(settings: &TableSettings, path: &Path) -> Result<Vec<Row>, Te
     match path.extension().and_then(|e| e.to_str()).unwrap_or("") {
         "csv" => text_files::read_csv(columns, path, b','),
         "tsv" => text_files::read_csv(columns, path, b'\t'),
-        "jsonl" | "json" => text_files::read_json_lines(path),
+        "jsonl" | "json" => text_files::read_json(path),
         "parquet" => parquet::read(path),
         "arrow" => arrow::read(path),
         _ => Err(TextError::UnknownFormat {

@@ -2,6 +2,7 @@
 
 use super::{Row, float, float32, unreadable};
 use crate::text::TextError;
+use parquet::basic::Compression;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Value};
@@ -10,12 +11,28 @@ use std::path::Path;
 pub(super) fn read(path: &Path) -> Result<Vec<Row>, TextError> {
     let file = std::fs::File::open(path).map_err(|source| unreadable(path, source))?;
     let reader = SerializedFileReader::new(file).map_err(|source| unreadable(path, source))?;
+    let groups = reader.metadata().row_groups().iter();
+    let mut chunks = groups.flat_map(|group| group.columns());
+    if let Some(chunk) = chunks.find(|chunk| !is_unpacked(chunk.compression())) {
+        let problem = format!(
+            "column {} is compressed with {}; write it with snappy, zstd, gzip or no compression",
+            chunk.column_path(),
+            chunk.compression()
+        );
+        return Err(unreadable(path, problem));
+    }
     let rows = (reader.get_row_iter(None)).map_err(|source| unreadable(path, source))?;
     rows.map(|row| {
         let row = row.map_err(|source| unreadable(path, source))?;
         Ok(object(row.into_columns()))
     })
     .collect()
+}
+
+/// Whether this build unpacks it.
+fn is_unpacked(compression: Compression) -> bool {
+    use Compression::{GZIP, SNAPPY, UNCOMPRESSED, ZSTD};
+    matches!(compression, UNCOMPRESSED | SNAPPY | GZIP(_) | ZSTD(_))
 }
 
 fn object(columns: Vec<(String, Field)>) -> Map<String, Value> {

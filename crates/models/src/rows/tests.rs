@@ -48,7 +48,12 @@ fn copied() -> tempfile::TempDir {
 
 #[test]
 fn ref_parquet_and_arrow_rows_are_those_of_pyarrow() {
-    for name in ["snappy.parquet", "zstd.parquet", "rows.arrow"] {
+    for name in [
+        "snappy.parquet",
+        "zstd.parquet",
+        "gzip.parquet",
+        "rows.arrow",
+    ] {
         let got = rows(&data(name));
         assert_eq!(got.len(), 6);
         for (row, wanted) in got.iter().zip(expected()) {
@@ -81,6 +86,32 @@ fn json_lines_hold_the_same_rows() {
     let text: String = expected().into_iter().map(line).collect();
     std::fs::write(&path, text).unwrap();
     assert_eq!(rows(&path), expected());
+}
+
+#[test]
+fn a_list_of_objects_holds_them_too_and_a_byte_order_mark_is_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.json");
+    std::fs::copy(data("rows.json"), &path).unwrap();
+    assert_eq!(rows(&path), expected());
+    let columns = |row: &Row| row.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(columns(&rows(&path)[0])[..3], ["key", "text", "label"]);
+    std::fs::write(&path, "\u{feff}{\"b\": 1, \"a\": 2}\n\n{\"b\": 3}\n").unwrap();
+    assert_eq!(columns(&rows(&path)[0]), ["b", "a"]);
+    for (text, place) in [("[{\"a\": 1},\n 2]", "line 2"), ("{}\n{", "line 2")] {
+        std::fs::write(&path, text).unwrap();
+        let message = error(&path, None);
+        assert!(message.contains(place), "{message}");
+    }
+}
+
+#[test]
+fn a_compression_that_is_not_built_in_is_named() {
+    let message = error(&data("brotli.parquet"), None);
+    assert!(
+        message.contains("BROTLI") && message.contains("gzip"),
+        "{message}"
+    );
 }
 
 #[test]

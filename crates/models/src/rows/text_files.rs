@@ -1,4 +1,4 @@
-//! CSV and JSON Lines.
+//! CSV, JSON Lines and JSON.
 
 use super::{Row, unreadable};
 use crate::text::TextError;
@@ -43,20 +43,24 @@ pub(super) fn read_csv(
     Ok(rows)
 }
 
-pub(super) fn read_json_lines(path: &Path) -> Result<Vec<Row>, TextError> {
+/// An object per line, or a list of objects.
+pub(super) fn read_json(path: &Path) -> Result<Vec<Row>, TextError> {
     let text = std::fs::read_to_string(path).map_err(|source| unreadable(path, source))?;
-    let mut rows = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        rows.push(
-            serde_json::from_str(line).map_err(|source| TextError::Malformed {
-                path: path.to_owned(),
-                line: index as u64 + 1,
-                problem: source.to_string(),
-            })?,
-        );
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let malformed = |line, source: serde_json::Error| TextError::Malformed {
+        path: path.to_owned(),
+        line,
+        problem: source.to_string(),
+    };
+    if text.trim_start().starts_with('[') {
+        return serde_json::from_str(text)
+            .map_err(|source| malformed(source.line() as u64, source));
     }
-    Ok(rows)
+    let lines = (1..).zip(text.lines());
+    lines
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(number, line)| {
+            serde_json::from_str(line).map_err(|source| malformed(number, source))
+        })
+        .collect()
 }

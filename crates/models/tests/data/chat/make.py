@@ -4,8 +4,9 @@ Run with transformers 5.23 and jinja2 3.1: python make.py
 
 `renderings.json`: per template and conversation the text of `apply_chat_template` (with and without
 the generation prompt), its token ids by the tokenizer of `../text`, and the message if the template
-raises an error. The templates were written for this folder, in the styles of ChatML, Llama 2, Llama 3
-and of one that uses most of what Jinja offers.
+raises an error. The templates were written for this folder, in the styles of ChatML, Llama 2, Llama
+3, Phi-3 (an end token behind the whole), of one that calls tools and of one that uses most of what
+Jinja offers.
 """
 import json
 import pathlib
@@ -36,6 +37,19 @@ CONVERSATIONS = {
     ],
 }
 
+# Only for the template that knows them.
+TOOLS = {
+    "tools": [
+        {"role": "user", "content": "what follows two?"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"type": "function", "function": {
+                "name": "successor", "arguments": {"number": 2, "in_words": True, "base": None}}},
+        ]},
+        {"role": "tool", "content": "three"},
+        {"role": "assistant", "content": "It is three."},
+    ],
+}
+
 
 def main():
     file = str(HERE / "../text/tokenizer.json")
@@ -45,7 +59,8 @@ def main():
     renderings = []
     for path in sorted(HERE.glob("*.jinja")):
         template = path.read_text()
-        for name, messages in CONVERSATIONS.items():
+        known = CONVERSATIONS | (TOOLS if path.name == "tools.jinja" else {})
+        for name, messages in known.items():
             row = {"template": path.name, "conversation": name, "messages": messages}
             try:
                 for key, prompt in [("text", False), ("prompted", True)]:

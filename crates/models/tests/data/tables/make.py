@@ -59,7 +59,7 @@ SCHEMA = pa.schema([
 def main():
     rows = [row(k) for k in range(6)]
     table = pa.Table.from_pylist(rows, SCHEMA)
-    for compression in ["snappy", "zstd"]:
+    for compression in ["snappy", "zstd", "gzip", "brotli"]:
         pq.write_table(table, HERE / f"{compression}.parquet", compression=compression,
                        row_group_size=4)
     with pa.OSFile(str(HERE / "rows.arrow"), "wb") as sink:
