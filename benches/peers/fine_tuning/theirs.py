@@ -45,7 +45,7 @@ def losses(model, ids, mask, labels):
     return each.sum(1) / (targets != -100).sum(1)
 
 
-def evaluate(model, examples, size=64):
+def evaluate(model, examples, size):
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["tokens"]))
     found = [0.0] * len(examples)
     model.eval()
@@ -68,7 +68,7 @@ def main():
 
         model = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True)
     start = status("VmRSS")
-    evaluate(model, job["test"])
+    evaluate(model, job["test"], job["evaluation_batches"][0])
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=job["learning_rate"])
     model.train()
@@ -83,10 +83,13 @@ def main():
         steps.append(time.perf_counter() - begin)
     peak = status("VmHWM")
     seconds = []
-    for _ in range(job["evaluations"]):
-        begin = time.perf_counter()
-        found = evaluate(model, job["test"])
-        seconds.append(time.perf_counter() - begin)
+    for size in job["evaluation_batches"]:
+        of_size = []
+        for _ in range(job["evaluations"]):
+            begin = time.perf_counter()
+            found = evaluate(model, job["test"], size)
+            of_size.append(time.perf_counter() - begin)
+        seconds.append(of_size)
     print(
         json.dumps(
             {

@@ -22,6 +22,8 @@ struct Job {
     batches: Vec<Vec<u32>>,
     learning_rate: f64,
     threads: u32,
+    /// Batch sizes of evaluations; steps go with the first.
+    evaluation_batches: Vec<u32>,
     evaluations: usize,
 }
 
@@ -68,10 +70,12 @@ fn main() -> Result<(), BoxError> {
         optimizer: Optimizer::default(),
         learning_rate: job.learning_rate,
         eval_every: u32::MAX,
+        eval_batch_size: *job.evaluation_batches.first().ok_or("no batch size")?,
         threads: job.threads,
         ..TrainingSettings::default()
     };
-    let test = EvaluationSet::new(job.test, settings.eval_batch_size);
+    let set = |size: u32| EvaluationSet::new(job.test.clone(), size);
+    let test = set(settings.eval_batch_size);
     let steps = job.batches.iter().map(|b| Step::new(b.clone(), None));
     let curriculum = Curriculum::new(steps.collect(), job.train.len())?;
     let start = status("VmRSS");
@@ -94,13 +98,18 @@ fn main() -> Result<(), BoxError> {
     let model = Network::open(&trained, Device::Cpu)?;
     let mut seconds = Vec::new();
     let mut losses = Vec::new();
-    for _ in 0..job.evaluations {
-        let begin = Instant::now();
-        losses = test
-            .evaluate(&model)
-            .map_err(|(i, e)| format!("{i}: {e}"))?
-            .losses;
-        seconds.push(begin.elapsed().as_secs_f64());
+    for &size in &job.evaluation_batches {
+        let test = set(size);
+        let mut of_size = Vec::new();
+        for _ in 0..job.evaluations {
+            let begin = Instant::now();
+            losses = test
+                .evaluate(&model)
+                .map_err(|(i, e)| format!("{i}: {e}"))?
+                .losses;
+            of_size.push(begin.elapsed().as_secs_f64());
+        }
+        seconds.push(of_size);
     }
     println!(
         "{}",

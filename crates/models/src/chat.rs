@@ -200,7 +200,8 @@ fn checked(messages: &Value) -> Result<&[Value], String> {
             calls.is_some_and(|calls| !calls.is_empty()) && message["content"].is_null();
         for field in ["role", "content"] {
             let is_text = message.get(field).is_some_and(Value::is_string);
-            if !is_text && !(is_silent && field == "content") {
+            let may_lack = is_silent && field == "content";
+            if !(is_text || may_lack) {
                 return Err(format!(
                     "message {turn} (counted from 0) has no {field:?} that is text"
                 ));

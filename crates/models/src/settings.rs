@@ -82,7 +82,7 @@ impl ModelSettings {
 
 /// Fails unless a probability of dropout is at least 0 and below 1.
 pub(crate) fn check_dropout(probability: f64) -> Result<(), SettingsError> {
-    decay("dropout", probability)
+    below_one("dropout", probability)
 }
 
 impl ModelSettings {
@@ -525,8 +525,8 @@ pub fn check_optimizer(optimizer: &Optimizer) -> Result<(), SettingsError> {
             weight_decay,
             ..
         } => {
-            decay("optimizer.momentum", momentum)?;
-            decay("optimizer.dampening", dampening)?;
+            below_one("optimizer.momentum", momentum)?;
+            below_one("optimizer.dampening", dampening)?;
             not_negative("optimizer.weight_decay", weight_decay)
         }
         Optimizer::Rmsprop {
@@ -535,9 +535,9 @@ pub fn check_optimizer(optimizer: &Optimizer) -> Result<(), SettingsError> {
             momentum,
             weight_decay,
         } => {
-            decay("optimizer.alpha", alpha)?;
+            below_one("optimizer.alpha", alpha)?;
             not_negative("optimizer.eps", eps)?;
-            decay("optimizer.momentum", momentum)?;
+            below_one("optimizer.momentum", momentum)?;
             not_negative("optimizer.weight_decay", weight_decay)
         }
         Optimizer::Adam {
@@ -552,8 +552,8 @@ pub fn check_optimizer(optimizer: &Optimizer) -> Result<(), SettingsError> {
             eps,
             weight_decay,
         } => {
-            decay("optimizer.beta1", beta1)?;
-            decay("optimizer.beta2", beta2)?;
+            below_one("optimizer.beta1", beta1)?;
+            below_one("optimizer.beta2", beta2)?;
             not_negative("optimizer.eps", eps)?;
             not_negative("optimizer.weight_decay", weight_decay)
         }
@@ -579,7 +579,8 @@ pub fn check_optimizer(optimizer: &Optimizer) -> Result<(), SettingsError> {
     }
 }
 
-fn decay(setting: &'static str, got: f64) -> Result<(), SettingsError> {
+/// Fails unless a number is at least 0 and below 1.
+pub(crate) fn below_one(setting: &'static str, got: f64) -> Result<(), SettingsError> {
     if (0.0..1.0).contains(&got) {
         return Ok(());
     }

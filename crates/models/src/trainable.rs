@@ -3,7 +3,7 @@
 use crate::decoder::{
     Adapters, Decoder, Ia3, LayerPlaces, Lora, NormKind, Places, Positions, QkvPlaces, Structure,
 };
-use crate::settings::{SettingsError, at_least_one};
+use crate::settings::{SettingsError, at_least_one, below_one};
 use serde::{Deserialize, Serialize};
 
 /// Which parameters are trained (`[trainable]` of a task file). Gradients, optimisers and
@@ -50,6 +50,10 @@ fn no_settings<'de, D: serde::Deserializer<'de>>(settings: D) -> Result<(), D::E
     None::deserialize(settings).map(|None {}| ())
 }
 
+fn is_zero(probability: &f64) -> bool {
+    *probability == 0.0
+}
+
 /// Settings of LoRA: `W x` becomes `W x + (alpha / rank) B A x`.
 ///
 /// # Reference
@@ -64,6 +68,9 @@ pub struct LoraSettings {
     /// Ends of the names of the matrices that are adapted (`q_proj`, `mlp.c_proj`); default: those
     /// of queries and values, or the matrix that holds them.
     pub targets: Option<Vec<String>>,
+    /// Probability of dropout of what `A` reads, in `[0, 1)`, default 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropout: f64,
     /// Seed of `A`, uniform in `±1/√(input width)`, default 0; `B` starts from 0.
     pub seed: u64,
     /// Whether the matrix and the bias that a classifier's classes come from are trained, too,
@@ -77,6 +84,7 @@ impl Default for LoraSettings {
             rank: 8,
             alpha: 16.0,
             targets: None,
+            dropout: 0.0,
             seed: 0,
             classifier: true,
         }
@@ -158,6 +166,14 @@ impl Trainable {
         }
     }
 
+    /// Probability of dropout of what low-rank adapters read.
+    pub(crate) fn adapter_dropout(&self) -> f64 {
+        match self {
+            Self::Lora(settings) => settings.dropout,
+            Self::Full | Self::Bitfit | Self::LastLayers { .. } | Self::Ia3(_) => 0.0,
+        }
+    }
+
     /// Whether each parameter of the layout is trained.
     pub(crate) fn choose(&self, decoder: &Decoder, names: &[&str], places: &Places) -> Vec<bool> {
         let mut chosen = vec![false; names.len()];
@@ -212,6 +228,7 @@ impl LoraSettings {
                 got: self.alpha,
             });
         }
+        below_one("trainable.dropout", self.dropout)?;
         let names = &decoder.names;
         let end = |name: &str| end_of(name, decoder);
         let targets = match (&self.targets, names.qkv) {

@@ -164,7 +164,10 @@ impl Architecture {
     /// Settings out of range, or that this model has no parameters for.
     pub fn with_trainable(mut self, trainable: Trainable) -> Result<Self, SettingsError> {
         match &mut self.body {
-            Body::Decoder(decoder) => decoder.adapters = trainable.adapters(decoder)?,
+            Body::Decoder(decoder) => {
+                decoder.adapters = trainable.adapters(decoder)?;
+                decoder.dropout.adapter = trainable.adapter_dropout();
+            }
             Body::Images(images) => images.check_trainable(&trainable)?,
         }
         self.trainable = trainable;

@@ -161,7 +161,7 @@ fn adapters_that_are_not_understood_are_refused_by_field_or_tensor() {
         ("use_dora", serde_json::json!(true)),
         ("use_rslora", serde_json::json!(true)),
         ("bias", serde_json::json!("all")),
-        ("lora_dropout", serde_json::json!(0.1)),
+        ("lora_dropout", serde_json::json!(1.0)),
         ("rank_pattern", serde_json::json!({"q_proj": 3})),
         ("modules_to_save", serde_json::json!(["lm_head"])),
         ("target_modules", serde_json::json!("all-linear")),
@@ -176,6 +176,12 @@ fn adapters_that_are_not_understood_are_refused_by_field_or_tensor() {
     for start in ["gaussian", "eva"] {
         outcome(&base, "init_lora_weights", serde_json::json!(start)).unwrap();
     }
+    let adapted = outcome(&base, "lora_dropout", serde_json::json!(0.1)).unwrap();
+    assert_eq!(adapted.architecture().decoder().dropout.adapter, 0.1);
+    let out = tempfile::tempdir().unwrap();
+    hugging_face::save_adapter(&adapted, out.path()).unwrap();
+    let written = std::fs::read_to_string(out.path().join("adapter_config.json")).unwrap();
+    assert!(written.contains("\"lora_dropout\": 0.1"), "{written}");
     let base_of_factors = hugging_face::load(&data("gpt2"), None).unwrap();
     let factors = |field: &str, value: serde_json::Value| {
         let folder = tempfile::tempdir().unwrap();

@@ -99,6 +99,7 @@ impl Structure {
             attention: probability,
             activation: probability,
             output: probability,
+            adapter: 0.0,
         };
         match self {
             Self::Causal => DropoutRates {
@@ -332,6 +333,8 @@ pub struct DropoutRates {
     pub activation: f64,
     /// Of what a stack of blocks, or a pooler, gives.
     pub output: f64,
+    /// Of what the first matrix of a low-rank adapter reads; the matrix beside it reads all.
+    pub adapter: f64,
 }
 
 impl DropoutRates {
@@ -343,6 +346,7 @@ impl DropoutRates {
             self.attention,
             self.activation,
             self.output,
+            self.adapter,
         ];
         rates.iter().any(|rate| *rate > 0.0)
     }

@@ -111,7 +111,7 @@ pub fn save_adapter(weights: &Weights, folder: &Path) -> Result<(), CheckpointEr
             "peft_type": "LORA",
             "r": lora.rank,
             "lora_alpha": lora.scale * f64::from(lora.rank),
-            "lora_dropout": 0.0,
+            "lora_dropout": decoder.dropout.adapter,
             "target_modules": lora.targets,
             "bias": "none",
         }),
@@ -180,7 +180,6 @@ fn trainable(text: &str, decoder: &Decoder) -> Result<Trainable, ConfigError> {
 fn lora(fields: &Fields) -> Result<LoraSettings, ConfigError> {
     for (field, supported) in [
         ("bias", json!("none")),
-        ("lora_dropout", json!(0)),
         ("use_rslora", json!(false)),
         ("use_dora", json!(false)),
         ("use_qalora", json!(false)),
@@ -200,6 +199,7 @@ fn lora(fields: &Fields) -> Result<LoraSettings, ConfigError> {
         rank: fields.count("r")?,
         alpha: fields.positive_or("lora_alpha", 8.0)?,
         targets: Some(names(fields, "target_modules")?),
+        dropout: fields.probability_or("lora_dropout", 0.0)?,
         ..LoraSettings::default()
     })
 }

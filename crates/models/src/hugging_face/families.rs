@@ -462,8 +462,8 @@ fn bert(fields: &Fields) -> Result<Decoder, ConfigError> {
             embedding: residual,
             residual,
             attention: fields.probability_or("attention_probs_dropout_prob", 0.1)?,
-            activation: 0.0,
             output: fields.probability_or("classifier_dropout", residual)?,
+            ..DropoutRates::default()
         },
         adapters: None,
         names: Names::BERT,

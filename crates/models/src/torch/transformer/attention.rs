@@ -5,7 +5,6 @@ use super::{Extras, Transformer, drop_out};
 use crate::decoder::{Linear, Projection, QkvPlaces};
 use crate::precision::Precision;
 use crate::torch::batch::Answers;
-use crate::torch::gradients::Tape;
 use tch::Tensor;
 
 /// Rows of queries, keys and values, `[rows × heads · head width]` each.
@@ -24,7 +23,7 @@ impl Transformer {
         let attention = &self.architecture.decoder().attention;
         let (size, answers) = (stack.size, stack.answers_at(layer));
         let qkv = stack.layer(layer).qkv;
-        let rows = self.queries_keys_values(qkv, input, answers, size, &mut extras.tape);
+        let rows = self.queries_keys_values(qkv, input, answers, size, extras);
         let [mut queries, mut keys, mut values] = self.by_head(&rows, size);
         if let Some(angles) = &stack.angles {
             let heads = i64::from(attention.heads);
@@ -56,9 +55,9 @@ impl Transformer {
         extras: &mut Extras,
     ) -> Tensor {
         let rows = [
-            self.linear(input, *query, size, &mut extras.tape),
-            self.linear(memory.rows, *key, size, &mut extras.tape),
-            self.linear(memory.rows, *value, size, &mut extras.tape),
+            self.linear(input, *query, size, extras),
+            self.linear(memory.rows, *key, size, extras),
+            self.linear(memory.rows, *value, size, extras),
         ];
         self.attend(self.by_head(&rows, size), memory.mask, size, extras)
     }
@@ -107,7 +106,7 @@ impl Transformer {
         input: &Tensor,
         answers: Option<&Answers>,
         size: i64,
-        tape: &mut Option<&mut Tape>,
+        extras: &mut Extras,
     ) -> Rows {
         let asking = match answers {
             Some(answers) => input.index_select(0, &answers.rows),
@@ -115,11 +114,11 @@ impl Transformer {
         };
         match qkv {
             QkvPlaces::Separate([query, key, value]) => [
-                self.linear(&asking, query, size, tape),
-                self.linear(input, key, size, tape),
-                self.linear(input, value, size, tape),
+                self.linear(&asking, query, size, extras),
+                self.linear(input, key, size, extras),
+                self.linear(input, value, size, extras),
             ],
-            QkvPlaces::Fused(qkv) => self.fused(qkv, input, &asking, answers, size, tape),
+            QkvPlaces::Fused(qkv) => self.fused(qkv, input, &asking, answers, size, extras),
         }
     }
 
@@ -130,7 +129,7 @@ impl Transformer {
         asking: &Tensor,
         answers: Option<&Answers>,
         size: i64,
-        tape: &mut Option<&mut Tape>,
+        extras: &mut Extras,
     ) -> Rows {
         let attention = &self.architecture.decoder().attention;
         let head_width = i64::from(attention.head_width);
@@ -139,7 +138,7 @@ impl Transformer {
         let split = |rows: &Tensor, widths: &[i64]| rows.split_with_sizes(widths, 1).into_iter();
         let mut parts: Box<dyn Iterator<Item = Tensor>> = match (attention.projection, answers) {
             (Projection::FusedByHead, _) => {
-                let rows = self.linear(input, qkv, size, tape);
+                let rows = self.linear(input, qkv, size, extras);
                 let by_head = rows.view([-1, i64::from(attention.heads), 3, head_width]);
                 let parts = by_head.unbind(2).into_iter().enumerate();
                 Box::new(parts.map(|(part, rows)| {
@@ -151,13 +150,20 @@ impl Transformer {
                 }))
             }
             (_, None) => {
-                let rows = self.linear(input, qkv, size, tape);
+                let rows = self.linear(input, qkv, size, extras);
                 Box::new(split(&rows, &[of_queries, of_keys, of_keys]))
             }
+            // An adapter of all three reads the same values without some.
+            (_, Some(answers)) if self.architecture.decoder().dropout.adapter > 0.0 => {
+                let rows = self.linear(input, qkv, size, extras);
+                let mut parts = split(&rows, &[of_queries, of_keys, of_keys]);
+                let queries = parts.next().expect("queries, keys and values");
+                Box::new(std::iter::once(queries.index_select(0, &answers.rows)).chain(parts))
+            }
             (_, Some(_)) => {
-                let queries = self.linear_rows(asking, qkv, Some((0, of_queries)), size, tape);
+                let queries = self.linear_rows(asking, qkv, Some((0, of_queries)), size, extras);
                 let others = Some((of_queries, 2 * of_keys));
-                let others = self.linear_rows(input, qkv, others, size, tape);
+                let others = self.linear_rows(input, qkv, others, size, extras);
                 Box::new(std::iter::once(queries).chain(split(&others, &[of_keys, of_keys])))
             }
         };

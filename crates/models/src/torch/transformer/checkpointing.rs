@@ -99,7 +99,10 @@ mod tests {
             ..ModelSettings::default()
         };
         let own = Weights::random(&Architecture::new(own, 19).unwrap(), 1);
-        let lora = Trainable::Lora(LoraSettings::default());
+        let lora = Trainable::Lora(LoraSettings {
+            dropout: 0.3,
+            ..LoraSettings::default()
+        });
         let mut models = vec![own.with_trainable(lora).unwrap(), own];
         let folders = [
             "gpt2",

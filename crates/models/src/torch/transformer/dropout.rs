@@ -72,6 +72,7 @@ mod tests {
         attention: 0.0,
         activation: 0.0,
         output: 0.0,
+        adapter: 0.0,
     };
 
     #[test]

@@ -117,7 +117,7 @@ impl Transformer {
     fn outputs_of(&self, hidden: &Tensor, batch: &Batch, extras: &mut Extras) -> Outputs {
         let output = self.places.output;
         Outputs {
-            predictions: self.linear(hidden, output, batch.size, &mut extras.tape),
+            predictions: self.linear(hidden, output, batch.size, extras),
             targets: Targets::Classes(batch.answers.targets.shallow_clone()),
             weights: batch.answers.weights.shallow_clone(),
         }
@@ -142,7 +142,12 @@ impl Transformer {
         let losses: Vec<Tensor> = (hidden.split(rows, 0).iter())
             .zip(answers.targets.split(rows, 0))
             .map(|(hidden, targets)| {
-                let logits = self.linear(hidden, self.places.output, batch.size, &mut None);
+                let logits = self.linear(
+                    hidden,
+                    self.places.output,
+                    batch.size,
+                    &mut Extras::default(),
+                );
                 let targets = targets.unsqueeze(1);
                 -logits.log_softmax(-1, None).gather(1, &targets, false)
             })
@@ -182,7 +187,7 @@ impl Transformer {
     fn projected(&self, hidden: Tensor, size: i64, extras: &mut Extras) -> Tensor {
         let decoder = self.architecture.decoder();
         let hidden = match self.places.pooler {
-            Some(pooler) => self.linear(&hidden, pooler, size, &mut extras.tape).tanh(),
+            Some(pooler) => self.linear(&hidden, pooler, size, extras).tanh(),
             None => hidden,
         };
         let hidden = drop_out(hidden, &mut extras.dropout, |rates| rates.output);
@@ -191,7 +196,7 @@ impl Transformer {
             false => hidden,
         };
         match self.places.project_out {
-            Some(project) => self.linear(&hidden, project, size, &mut extras.tape),
+            Some(project) => self.linear(&hidden, project, size, extras),
             None => hidden,
         }
     }
@@ -220,7 +225,7 @@ impl Transformer {
             }
         }
         if let Some(project) = self.places.project_in {
-            hidden = self.linear(&hidden, project, size, &mut extras.tape);
+            hidden = self.linear(&hidden, project, size, extras);
         }
         if let (Some(weight), Positions::Learned { offset }) =
             (self.places.position_embedding, &decoder.positions)
@@ -258,14 +263,8 @@ impl Transformer {
     }
 
     /// `input · Wᵀ + b`.
-    fn linear(
-        &self,
-        input: &Tensor,
-        linear: Linear,
-        size: i64,
-        tape: &mut Option<&mut Tape>,
-    ) -> Tensor {
-        self.linear_rows(input, linear, None, size, tape)
+    fn linear(&self, input: &Tensor, linear: Linear, size: i64, extras: &mut Extras) -> Tensor {
+        self.linear_rows(input, linear, None, size, extras)
     }
 
     /// The same with so many rows of `W` and `b`, from a first on; `None`: all.
@@ -275,8 +274,9 @@ impl Transformer {
         linear: Linear,
         rows: Option<(i64, i64)>,
         size: i64,
-        tape: &mut Option<&mut Tape>,
+        extras: &mut Extras,
     ) -> Tensor {
+        let tape = &mut extras.tape;
         let part = |index: usize| match rows {
             Some((first, count)) => self.held.value(index).narrow(0, first, count),
             None => self.held.value(index).shallow_clone(),
@@ -303,7 +303,9 @@ impl Transformer {
         }
         match (linear.adapter, &self.architecture.decoder().adapters) {
             (Some(Adapter::LowRank(places)), Some(Adapters::Lora(lora))) => {
-                output + self.low_rank(places, input, first_row, &part, size, tape) * lora.scale
+                let input = input.shallow_clone();
+                let input = drop_out(input, &mut extras.dropout, |rates| rates.adapter);
+                output + self.low_rank(places, &input, first_row, &part, size, tape) * lora.scale
             }
             (Some(Adapter::Output(factors)), _) => {
                 self.scale(&output, factors, &part(factors), first_row, size, tape)

@@ -148,7 +148,7 @@ impl Transformer {
             }
             NormPlace::After => self.attention(stack, layer, &hidden, extras),
         };
-        let attended = self.linear(&attended, places.attention_output, size, &mut extras.tape);
+        let attended = self.linear(&attended, places.attention_output, size, extras);
         let attended = drop_out(attended, &mut extras.dropout, |rates| rates.residual);
         let hidden = match stack.answers_at(layer) {
             Some(answers) => hidden.index_select(0, &answers.rows),
@@ -187,7 +187,7 @@ impl Transformer {
         let size = stack.size;
         let input = self.norm(&hidden, cross.norm, size, &mut extras.tape);
         let attended = self.cross_attention(&cross.qkv, &input, memory, size, extras);
-        let attended = self.linear(&attended, cross.output, size, &mut extras.tape);
+        let attended = self.linear(&attended, cross.output, size, extras);
         hidden + drop_out(attended, &mut extras.dropout, |rates| rates.residual)
     }
 
@@ -205,10 +205,10 @@ impl Transformer {
 
     fn mlp(&self, input: &Tensor, places: MlpPlaces, size: i64, extras: &mut Extras) -> Tensor {
         let mlp = &self.architecture.decoder().mlp;
-        let up = self.linear(input, places.up, size, &mut extras.tape);
+        let up = self.linear(input, places.up, size, extras);
         let inner = match (mlp.gate, places.gate) {
             (Gate::Separate, Some(gate)) => {
-                let gate = self.linear(input, gate, size, &mut extras.tape);
+                let gate = self.linear(input, gate, size, extras);
                 activate(mlp.activation, &gate) * up
             }
             (Gate::Fused, _) => {
@@ -218,7 +218,7 @@ impl Transformer {
             _ => activate(mlp.activation, &up),
         };
         let inner = drop_out(inner, &mut extras.dropout, |rates| rates.activation);
-        let down = self.linear(&inner, places.down, size, &mut extras.tape);
+        let down = self.linear(&inner, places.down, size, extras);
         drop_out(down, &mut extras.dropout, |rates| rates.residual)
     }
 }

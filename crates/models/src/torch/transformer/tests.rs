@@ -4,6 +4,7 @@ use super::*;
 use crate::settings::{ModelSettings, TokenizedExample};
 use crate::torch::Network;
 use crate::torch::batch::EvaluationSet;
+use crate::trainable::{LoraSettings, Trainable};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -74,6 +75,56 @@ fn check_against(case: &Case, kind: Kind, tolerance: f64) {
         }
     }
     assert!(expected.next().is_none());
+}
+
+#[test]
+fn an_adapter_reads_with_dropout_what_the_matrix_beside_it_reads_without() {
+    let lora = LoraSettings {
+        rank: 2,
+        dropout: 0.5,
+        ..LoraSettings::default()
+    };
+    let adapted = weights(false).with_trainable(Trainable::Lora(lora));
+    let architecture = adapted.unwrap().architecture().clone();
+    // `B` is not 0 as at the start of a run.
+    let values = 0..Layout::new(&architecture).flat_len();
+    let values = values.map(|k| (0.4 * (0.9 * k as f64 + 0.1).sin()) as f32);
+    let weights = Weights::from_flat(&architecture, values.collect()).unwrap();
+    let model = Transformer::with_kind(&weights, tch::Device::Cpu, Kind::Double);
+    let matrices = model.places.stack.layers[1].matrices();
+    let (linear, [a, b]) = matrices
+        .into_iter()
+        .find_map(|linear| match linear.adapter {
+            Some(Adapter::LowRank(places)) => Some((linear, places)),
+            _ => None,
+        })
+        .unwrap();
+    let input = Tensor::arange(12, (Kind::Double, tch::Device::Cpu)).sin();
+    let input = input.view([3, 4]);
+    let rates = model.architecture().decoder().dropout;
+    let mut dropout = Dropout::of_step(rates, 1, 2);
+    let mask = drop_out(input.ones_like(), &mut dropout.clone().as_mut(), |rates| {
+        rates.adapter
+    });
+    assert!(mask.min().double_value(&[]) == 0.0 && mask.max().double_value(&[]) == 2.0);
+    let mut extras = Extras {
+        dropout: dropout.as_mut(),
+        ..Extras::default()
+    };
+    let got = model.linear(&input, linear, 1, &mut extras);
+    let value = |index| model.held.value(index);
+    let own = input.matmul(&value(linear.weight).tr());
+    let own = linear
+        .bias
+        .map_or_else(|| own.shallow_clone(), |bias| &own + value(bias));
+    let beside = |read: &Tensor| read.matmul(&value(a).tr()).matmul(&value(b).tr()) * (16.0 / 2.0);
+    let apart = |got: Tensor, read: &Tensor| {
+        let expected = &own + beside(read);
+        (got - expected).abs().max().double_value(&[])
+    };
+    assert!(apart(got, &(&input * mask)) < 1e-14);
+    let plain = model.linear(&input, linear, 1, &mut Extras::default());
+    assert!(apart(plain, &input) < 1e-14);
 }
 
 /// Numbers by `ref_transformer.py` (PyTorch 2.13, `nn.TransformerEncoderLayer`).
