@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,20 @@ _Example = tuple[str, str, list[str], dict[str, str]]
 _Metric = tuple[str, NDArray[np.uint32] | None, NDArray[np.float32]]
 _Progress = Callable[[str, str, int], None] | None
 
+@final
 class ArrowTable:
     num_rows: int
     column_names: list[str]
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any: ...
     def __arrow_c_schema__(self) -> Any: ...
 
+@final
 class Curves:
     steps: NDArray[np.uint32]
     values: NDArray[np.float32]
     measured: NDArray[np.bool_] | None
 
+@final
 class RunRecorder:
     run: str
     steps: int
@@ -46,6 +49,7 @@ class RunRecorder:
     def finish(self) -> str: ...
     def abort(self) -> str: ...
 
+@final
 class RunSetFolder:
     path: Path
     counts: tuple[int, int]
@@ -90,6 +94,7 @@ class RunSetFolder:
         segment_seconds: float | None = None,
     ) -> RunRecorder: ...
 
+@final
 class Plan:
     ids: list[str]
     @staticmethod
