@@ -459,7 +459,7 @@ mod tests {
     #[test]
     fn every_value_is_updated_once_however_many_blocks_there_are() {
         let length = 5 * BLOCK as usize * tch::get_num_threads() as usize + 7;
-        let layout = Layout::of([("one".to_owned(), vec![length])].into_iter());
+        let layout = Layout::of([("one".to_owned(), vec![length])]);
         let adamw = Optimizer::Adamw {
             beta1: 0.9,
             beta2: 0.999,
