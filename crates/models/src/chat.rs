@@ -117,8 +117,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// Messages that are no list of objects with `role` and `content` as text (or none, in a turn
-    /// with `tool_calls`), none of them the assistant's; a template that raises an error, or that changes earlier turns by later ones,
-    /// so that the assistant's cannot be told apart.
+    /// with `tool_calls`), none of them the assistant's; a template that raises an error, or that
+    /// changes earlier turns by later ones, so that the assistant's cannot be told apart.
     pub fn conversation(&self, messages: &Value) -> Result<Conversation, String> {
         let messages = checked(messages)?;
         let text = self.render(messages, false)?;

@@ -46,8 +46,8 @@ pub enum Trainable {
 fn no_settings<'de, D: serde::Deserializer<'de>>(settings: D) -> Result<(), D::Error> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct None {}
-    None::deserialize(settings).map(|None {}| ())
+    struct Nothing {}
+    Nothing::deserialize(settings).map(|Nothing {}| ())
 }
 
 fn is_zero(probability: &f64) -> bool {
