@@ -184,6 +184,14 @@ pub enum RecorderError {
         /// The earlier error.
         earlier: String,
     },
+    /// A copy of a recorder in a forked process.
+    #[error(
+        "run {run:?} is recorded by the process that this one was forked from; record in that process"
+    )]
+    Forked {
+        /// Id of the run.
+        run: String,
+    },
     /// Resuming after the last recorded step.
     #[error(
         "run {run:?} cannot be resumed after step {at_step}: only {recorded} steps are recorded"

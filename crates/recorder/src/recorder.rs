@@ -42,7 +42,8 @@ impl Default for RecorderOptions {
 /// once its row of `steps` is in place, so everything measured up to that step is in place too. A
 /// recorder that is killed at any moment loses at most the open segment.
 ///
-/// A recorder that is dropped without [`Recorder::finish`] leaves the run `aborted`. After an error
+/// A recorder that is dropped without [`Recorder::finish`] leaves the run `aborted`; its copy in a
+/// process that was forked from that of the recorder writes nothing. After an error
 /// of the file system it records nothing more; what was recorded before is untouched, and the run
 /// can be resumed.
 #[derive(Debug)]
@@ -65,6 +66,8 @@ pub struct Recorder {
     diverged: bool,
     failed: Option<String>,
     ended: bool,
+    /// The process that records; one forked from it must leave the run alone.
+    process: u32,
     _lock: Lock,
 }
 
@@ -126,6 +129,7 @@ impl Recorder {
             diverged: false,
             failed: None,
             ended: false,
+            process: std::process::id(),
             _lock: lock,
         }
     }
@@ -323,6 +327,11 @@ impl Recorder {
     }
 
     fn require_working(&self) -> Result<()> {
+        if std::process::id() != self.process {
+            return Err(RecorderError::Forked {
+                run: self.run.clone(),
+            });
+        }
         match &self.failed {
             None => Ok(()),
             Some(earlier) => Err(RecorderError::Failed {
@@ -450,7 +459,8 @@ impl Written {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        if !self.ended && self.failed.is_none() {
+        let forked = std::process::id() != self.process;
+        if !self.ended && self.failed.is_none() && !forked {
             // Best effort: a drop cannot report, and the run reads as aborted in any case.
             let _ = self.end(RunStatus::Aborted);
         }
