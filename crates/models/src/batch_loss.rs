@@ -30,6 +30,7 @@ pub enum BatchLoss {
 
 impl BatchLoss {
     /// A step with its weights written out where they are not equal; weights that it has stay.
+    #[cfg_attr(not(feature = "torch"), allow(dead_code))]
     pub(crate) fn weighted<'a>(
         self,
         step: &'a Step,

@@ -22,6 +22,7 @@ pub enum WeightDecayGroups {
 
 impl WeightDecayGroups {
     /// Whether each parameter of the layout is decayed.
+    #[cfg_attr(not(feature = "torch"), allow(dead_code))]
     pub(crate) fn decayed(self, layout: &Layout, places: &Places) -> Vec<bool> {
         let specs = layout.specs();
         if self == Self::All {

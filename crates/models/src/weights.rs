@@ -596,6 +596,7 @@ impl Weights {
 
     /// Adds the trained parameters to what a run resumes from; if there are others, also that they
     /// are those of the model with the fingerprint `base`.
+    #[cfg_attr(not(feature = "torch"), allow(dead_code))]
     pub(crate) fn write_trained(&self, artifact: &mut Artifact, base: &str) {
         let chosen = self.architecture.chosen();
         if !chosen.iter().all(|&is_trained| is_trained) {
