@@ -885,7 +885,7 @@ impl ValueEnum for CompareMethod {
         match self {
             Self::All => Some(
                 clap::builder::PossibleValue::new("all")
-                    .help("every method; leave-out only where its scores are kept"),
+                    .help("every method; hif-cg, hif-lissa, pbrf and tracin-ideal only with at most 16 test examples, leave-out only where its scores are kept"),
             ),
             Self::Fitted(method) => method.to_possible_value(),
             Self::TracinIdeal => Some(

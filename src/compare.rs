@@ -3,6 +3,7 @@
 use crate::attribute;
 use crate::cli::{AttributionMethod, CompareArgs, CompareMethod, FitMethod, Format};
 use crate::cost::{Cost, measured};
+use crate::kept_models::base_model_path;
 use crate::program::Compared;
 use crate::runs::{OpenRuns, split_settings};
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,8 @@ use simfluence_simulators::optimizer_dynamics::Ingredient;
 use simfluence_simulators::simfluence::Variant;
 use std::path::Path;
 
+/// Name of the mean run.
+const MEAN_RUN: &str = "mean-run";
 /// Name of Simfluence-Linear.
 const LINEAR: &str = "simfluence-linear";
 /// Names of the methods whose differences to all other methods are shown.
@@ -210,16 +213,22 @@ fn fit_all(
         scores: None,
         gradient_evaluations: None,
     }];
-    let (mean_run, cost) = measured(|| FitMeanRun.fit(&split.train, n, &NoProgress));
-    fitted.push(named(Box::new(mean_run?), cost));
-    let method = CompareMethod::Fitted(FitMethod::OptimizerDynamics);
-    if args.ablate && !wants(args, method, true) {
-        bail!(
-            "--ablate shows what the ingredients of optimizer-dynamics are worth: name it with --methods, too"
-        );
+    if !is_given(args, MEAN_RUN) {
+        let (mean_run, cost) = measured(|| FitMeanRun.fit(&split.train, n, &NoProgress));
+        fitted.push(named(Box::new(mean_run?), cost));
     }
+    let method = CompareMethod::Fitted(FitMethod::OptimizerDynamics);
     if !wants(args, method, true) {
-        args.datasets.refuse("--methods does not name it")?;
+        let because = match is_given(args, &name(method)) {
+            true => "--simulator gives it",
+            false => "--methods does not name it",
+        };
+        if args.ablate {
+            bail!(
+                "--ablate shows what the ingredients of optimizer-dynamics are worth, but {because}"
+            );
+        }
+        args.datasets.refuse(because)?;
     } else {
         match fit_dynamics(args, open, &split.train, progress) {
             Ok(rows) => fitted.extend(rows),
@@ -252,8 +261,8 @@ fn fit_all(
         }
         if SLOW.contains(&method) && m > SLOW_TESTS && !is_named(args, named) && !is_kept() {
             eprintln!(
-                "note: {} is left out: with {m} test examples it takes hours; name it with --methods to have it, or keep its scores with `simfluence attribute` first",
-                attribute::name(method)
+                "{}, or keep its scores with `simfluence attribute` first",
+                slow(named, m)
             );
             continue;
         }
@@ -264,17 +273,24 @@ fn fit_all(
                 let cost = if kept { kept_cost(&scores) } else { Some(cost) };
                 fitted.extend(additive(&scores, &split.train, n, cost)?);
             }
-            // Asked for by name it is an error; as a part of "all" it is left out, and said so.
-            Err(error) if !is_named(args, named) => left_out(named, &error),
+            // Asked for by name it is an error; as a part of "all" it is left out, and said so. Of a
+            // run set without a model nobody expects gradients.
+            Err(error) if !is_named(args, named) => {
+                if args.methods.contains(&CompareMethod::All) || base_model_path(&open.set).exists()
+                {
+                    left_out(named, &error);
+                }
+            }
             Err(error) => return Err(error),
         }
     }
-    if wants(args, CompareMethod::TracinIdeal, false) {
+    let oracle = CompareMethod::TracinIdeal;
+    if wants(args, oracle, false) && m > SLOW_TESTS && !is_named(args, oracle) {
+        eprintln!("{}", slow(oracle, m));
+    } else if wants(args, oracle, false) {
         match ideal(args, open, split, progress) {
             Ok(rows) => fitted.extend(rows),
-            Err(error) if !is_named(args, CompareMethod::TracinIdeal) => {
-                left_out(CompareMethod::TracinIdeal, &error);
-            }
+            Err(error) if !is_named(args, oracle) => left_out(oracle, &error),
             Err(error) => return Err(error),
         }
     }
@@ -288,11 +304,9 @@ fn fit_all(
     }
     for path in &args.simulator {
         refuse_judging_runs(path, &read_artifact(path)?, split)?;
-        let simulator = open.load_simulator(path)?;
-        let stem = path.file_stem().unwrap_or(path.as_os_str());
         fitted.push(Fitted {
-            name: stem.to_string_lossy().into_owned(),
-            simulator,
+            name: stem(path),
+            simulator: open.load_simulator(path)?,
             cost: None,
             scores: None,
             gradient_evaluations: None,
@@ -354,19 +368,41 @@ const SLOW: [AttributionMethod; 3] = [
 /// Most test examples with which "all" means the slow methods, too.
 const SLOW_TESTS: usize = 16;
 
+/// Whether a method is to be made here: a simulator that was given stands for the one of its name.
 fn wants(args: &CompareArgs, method: CompareMethod, by_default: bool) -> bool {
     let all = args.methods.contains(&CompareMethod::All);
-    all || is_named(args, method) || (args.methods.is_empty() && by_default)
+    (all || is_named(args, method) || (args.methods.is_empty() && by_default))
+        && !is_given(args, &name(method))
+}
+
+fn is_given(args: &CompareArgs, name: &str) -> bool {
+    args.simulator.iter().any(|path| stem(path) == name)
+}
+
+/// The name of a simulator that was given: that of its file.
+fn stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or(path.as_os_str());
+    stem.to_string_lossy().into_owned()
+}
+
+fn name(method: CompareMethod) -> String {
+    let value = method.to_possible_value();
+    value.expect("no method is skipped").get_name().to_owned()
 }
 
 fn is_named(args: &CompareArgs, method: CompareMethod) -> bool {
     args.methods.contains(&method)
 }
 
+fn slow(method: CompareMethod, tests: usize) -> String {
+    format!(
+        "note: {} is left out: with {tests} test examples it takes long; name it with --methods to have it",
+        name(method)
+    )
+}
+
 fn left_out(method: CompareMethod, error: &anyhow::Error) {
-    let value = method.to_possible_value();
-    let name = value.expect("no method is skipped").get_name().to_owned();
-    eprintln!("left out: {name}: {error:#}");
+    eprintln!("left out: {}: {error:#}", name(method));
 }
 
 /// What scores cost when they were made, as their file says.
@@ -489,7 +525,7 @@ fn draw(
 fn shown_in_curves(fitted: &[Fitted]) -> Vec<&Fitted> {
     let by_name = |name: &str| fitted.iter().find(|f| f.name == name);
     let first = by_name(LINEAR).or_else(|| fitted.get(2));
-    [first, by_name("mean-run"), by_name("tracin-cp")]
+    [first, by_name(MEAN_RUN), by_name("tracin-cp")]
         .into_iter()
         .flatten()
         .collect()

@@ -18,9 +18,11 @@ import transformers
 from simfluence import transformers as transformers_callback
 from simfluence._loading import split_ids
 from simfluence.torch import Tracker, preserved
-from simfluence.transformers import RecorderCallback, _Collate, _token_loss
+from simfluence.transformers import RecorderCallback, _Collate
 
 STEPS, BATCH, TESTS, TOKENS = 60, 8, 100, 64
+#: Steps after which a segment is written; by default 256, which costs less.
+SEGMENT = 20
 
 
 def examples(count, seed):
@@ -71,7 +73,12 @@ def record(folder, **options):
     """A recorded run without evaluations between its ends: seconds per step, of them recording."""
     spent = defaultdict(float)
     callback = RecorderCallback(
-        f"{folder}/runs", examples(400, 0), examples(TESTS, 1), eval_every=0, **options
+        f"{folder}/runs",
+        examples(400, 0),
+        examples(TESTS, 1),
+        eval_every=0,
+        segment_rows=SEGMENT,
+        **options,
     )
     clock = Clock()
     arguments = transformers.TrainingArguments(
@@ -93,7 +100,9 @@ def record(folder, **options):
     )
     methods = [
         (callback, "on_pre_optimizer_step"),
-        (callback, "_take_ids"),
+        (callback, "_take_batch"),
+        (callback, "_before"),
+        (callback, "_end_micro"),
         (callback, "_note_losses"),
         (Tracker, "end_step"),
         (_Collate, "_targets"),
@@ -123,11 +132,10 @@ def evaluation():
     net, tests = model(), examples(TESTS, 1)
     callback = RecorderCallback("unused", examples(8, 0), tests)
     collate = transformers.default_data_collator
-    callback._test_batches = callback._collated(collate, BATCH)
+    callback._test_batches, callback._shift = callback._collated(collate, BATCH), True
 
     def ours():
-        loss = lambda outputs, batch: _token_loss(outputs, batch, True)  # noqa: E731
-        return callback._evaluate(net, range(TESTS), loss)
+        return callback._evaluate(net, range(TESTS))
 
     batches = [collate(tests[first : first + BATCH]) for first in range(0, TESTS, BATCH)]
 

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from numpy.typing import NDArray
 from simfluence import _arrays, _native, _plots, _progress
 from simfluence._errors import UsageError
 from simfluence._run_set import Curves, Run, RunSet
-from simfluence._tables import Records, html, text
+from simfluence._tables import Exported, Records, html, text
 
 Path_ = str | os.PathLike[str]
 Texts = str | Sequence[str]
+#: Which runs: ids or patterns, numbers, runs.
+Runs = str | int | Run | Sequence[str | int | Run]
 
 
 def open(run_set: Path_) -> RunSet:
@@ -33,6 +37,10 @@ def open(run_set: Path_) -> RunSet:
     run_set : path
         Its folder.
 
+    Returns
+    -------
+    RunSet
+
     Raises
     ------
     RunSetError
@@ -41,22 +49,30 @@ def open(run_set: Path_) -> RunSet:
     return RunSet(run_set)
 
 
-def merge(run_sets: Sequence[Path_], out: Path_) -> RunSet:
+def merge(run_sets: Sequence[RunSet | Path_], out: Path_) -> RunSet:
     """Make one run set of several that were recorded in different places.
 
     Parameters
     ----------
-    run_sets : sequence of paths
+    run_sets : sequence of RunSet or path
         Examples are the same if their keys are; ids of runs must differ.
     out : path
         Folder of the new run set.
 
+    Returns
+    -------
+    RunSet
+
     Raises
     ------
+    UsageError
+        One run set instead of a sequence of them.
     RunSetError
         Two examples of one key that differ; two runs of one id; a run set in `out` already.
     """
-    _native.merge([Path(one) for one in run_sets], Path(out))
+    if isinstance(run_sets, (RunSet, str, os.PathLike)):
+        raise UsageError(f"run_sets must be a sequence of run sets, not one: [{run_sets!r}]")
+    _native.merge([_path(one) for one in run_sets], Path(out))
     return RunSet(out)
 
 
@@ -64,22 +80,44 @@ class Simulator:
     """Something that maps a curriculum and the losses before the first step to losses after each.
 
     Made by `fit`, `from_scores` or `Simulator.load`.
+
+    Parameters
+    ----------
+    data : bytes
+        The simulator file.
+    report : mapping, optional
+        How the fit went.
     """
 
     def __init__(self, data: bytes, report: Mapping[str, Any] | None = None) -> None:
         self._data = data
-        self._scores: bytes | None = None
         self._described = _native.describe(data)
         #: How the fit went.
         self.report = dict(report or {})
 
     @classmethod
     def load(cls, path: Path_) -> Simulator:
-        """Read a simulator file."""
+        """Read a simulator file.
+
+        Parameters
+        ----------
+        path : path
+            A file of `save`, or of `simfluence fit`.
+
+        Returns
+        -------
+        Simulator
+        """
         return cls(Path(path).read_bytes())
 
     def save(self, path: Path_) -> None:
-        """Write the simulator file (safetensors), which the program takes, too."""
+        """Write the simulator file (safetensors), which the program takes, too.
+
+        Parameters
+        ----------
+        path : path
+            The file; one that is there is replaced.
+        """
         Path(path).write_bytes(self._data)
 
     @property
@@ -91,6 +129,15 @@ class Simulator:
     def name(self) -> str:
         """Name of the method."""
         return self._described.get("name") or self._described.get("method") or self.kind
+
+    @property
+    def _has_scores(self) -> bool:
+        return self._described.get("simulator") in ("additive", "calibrated")
+
+    @property
+    def _method(self) -> str:
+        # The names of all rows of scores begin with that of their method.
+        return self._described["method"] if self._has_scores else self.name
 
     @cached_property
     def train_keys(self) -> list[str]:
@@ -111,14 +158,12 @@ class Simulator:
 
 
 class Simulated(Curves):
-    """A simulated run.
+    """A simulated run: `Curves` with the losses before the first step and after each, T + 1.
 
     Attributes
     ----------
-    steps, values
-        Losses after every step, `values` of shape (T + 1, m).
-    low, high : array of shape (T + 1, m), or None
-        Ends of the bands, where the simulator has them.
+    simulator : str
+        Name of the simulator.
     distance : float or None
         How far the curriculum lies from what was recorded; from 2 on the recordings hardly support
         the answer.
@@ -126,13 +171,22 @@ class Simulated(Curves):
 
     def __init__(self, native: tuple[Any, ...], run_set: RunSet) -> None:
         self.simulator, curves, low, high, self.distance = native
-        super().__init__(curves)
-        self.low = None if low is None else low.values
-        self.high = None if high is None else high.values
-        self._run_set = run_set
+        super().__init__(curves, run_set, band=None if low is None else (low, high))
 
     def plot(self, ax: Any = None, group_by: str = "dataset") -> Any:
-        """Draw the mean loss of each dataset over the steps; gives the matplotlib axes."""
+        """Draw the mean loss of each dataset over the steps, with its bands.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default in a new figure.
+        group_by : str
+            Column of the test examples to show means by.
+
+        Returns
+        -------
+        matplotlib axes
+        """
         groups = self._run_set._test_groups(group_by)
         band = None if self.low is None else (self.low, self.high)
         return _plots.groups(
@@ -140,19 +194,16 @@ class Simulated(Curves):
         )
 
     def __repr__(self) -> str:
-        first, last = (float(np.nanmean(row)) for row in (self.initial, self.final))
-        return (
-            f"<simfluence.Simulated by {self.simulator}: {len(self.steps) - 1} steps, "
-            f"mean test loss {first:.3f} → {last:.3f}>"
-        )
+        steps = len(self.steps) - 1
+        return f"<simfluence.Simulated by {self.simulator}: {steps} steps, {self._means()}>"
 
 
 def fit(
     run_set: RunSet | Path_,
     method: str = "optimizer-dynamics",
     *,
-    train_runs: Texts | None = None,
-    test_runs: Texts | None = None,
+    train_runs: Runs | None = None,
+    test_runs: Runs | None = None,
     seed: int = 0,
     progress: bool | None = None,
     **options: Any,
@@ -165,9 +216,9 @@ def fit(
     method : str
         `optimizer-dynamics`, `simfluence-linear`, `simfluence-additive`,
         `simfluence-multiplicative`, `mean-run`.
-    train_runs, test_runs : str or sequence of str, optional
-        Which runs to learn from and which to hold out, by id or pattern; by default as the runs
-        were designed.
+    train_runs, test_runs : str, int, Run or sequence of them, optional
+        Which runs to learn from and which to hold out, by id, pattern or number; by default as the
+        runs were designed.
     seed : int
         Seed of the split and of everything random in the fit.
     progress : bool, optional
@@ -183,31 +234,26 @@ def fit(
     Raises
     ------
     UsageError
-        An option that the method does not have.
+        An option that the method does not have, or one of another type.
     Error
         No usable run, or whatever the fit fails with.
     """
-    options = {
-        "method": method,
-        "train_runs": _joined(train_runs),
-        "test_runs": _joined(test_runs),
-        "seed": seed,
-        **options,
-    }
+    options = {"method": method, **_split(run_set, train_runs, test_runs, seed), **options}
     arguments = [str(_path(run_set)), *_flags(options)]
-    data, report = _native.fit(arguments, _progress.bar(progress))
+    with _python_names():
+        data, report = _native.fit(arguments, _progress.bar(progress))
     return Simulator(data, json.loads(report))
 
 
 def simulate(
     simulator: Simulator | Path_,
     run_set: RunSet | Path_,
-    run: str | Run | None = None,
+    run: str | int | Run | None = None,
     *,
-    batches: Sequence[Sequence[int | str]] | None = None,
+    batches: Sequence[Sequence[int | str] | _arrays.Array] | None = None,
     learning_rates: float | Sequence[float] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
-    initial_from: str | None = None,
+    initial_from: str | int | Run | None = None,
     level: float = 0.9,
 ) -> Simulated:
     """Simulate a run: what would the losses of all test examples be at every step?
@@ -217,15 +263,15 @@ def simulate(
     simulator : Simulator or path
     run_set : RunSet or path
         The run set that the simulator was made from.
-    run : str or Run, optional
-        A recorded run whose curriculum is to be simulated.
+    run : str, int or Run, optional
+        A recorded run whose curriculum is to be simulated, by id or number.
     batches : sequence of T sequences of ids or keys, optional
         A curriculum of your own instead.
     learning_rates : float or sequence of length T, optional
         Its learning rates.
     weights : sequence of T sequences, optional
         Shares of the members of each batch; by default equal.
-    initial_from : str, optional
+    initial_from : str, int or Run, optional
         Run whose losses before the first step are started from; by default `run`, or the first.
     level : float
         Share of real losses that the bands are to hold, between 0 and 1.
@@ -233,6 +279,13 @@ def simulate(
     Returns
     -------
     Simulated
+
+    Raises
+    ------
+    UsageError
+        Neither or both of `run` and `batches`; a run or an example that is not there.
+    Error
+        A simulator of other examples; no losses before the first step to start from.
     """
     if (run is None) == (batches is None):
         raise UsageError("give either run or batches")
@@ -241,15 +294,16 @@ def simulate(
         where = files.enter_context(_written(simulator))
         arguments = [str(where), "--run-set", str(opened.path), "--level", str(level)]
         if run is not None:
-            arguments += ["--run", run.id if isinstance(run, Run) else run]
+            arguments += ["--run", _id(opened, run)]
         else:
             folder = files.enter_context(tempfile.TemporaryDirectory())
             path = Path(folder) / "curriculum.parquet"
             _write_curriculum(path, opened, batches, learning_rates, weights)
             arguments += ["--curriculum", str(path)]
         if initial_from is not None:
-            arguments += ["--initial-from", initial_from]
-        return Simulated(_native.simulate(arguments), opened)
+            arguments += ["--initial-from", _id(opened, initial_from)]
+        with _python_names():
+            return Simulated(_native.simulate(arguments), opened)
 
 
 def _write_curriculum(path: Path, run_set: RunSet, batches: Any, rates: Any, weights: Any) -> None:
@@ -262,8 +316,10 @@ def _write_curriculum(path: Path, run_set: RunSet, batches: Any, rates: Any, wei
     _native.write_curriculum(path, ids, rates, shares, len(known))
 
 
-class WhatIf:
+class WhatIf(Exported):
     """The answer to a what-if: losses after the last step, and curves.
+
+    As a table it is that of `test_examples`.
 
     Attributes
     ----------
@@ -283,10 +339,14 @@ class WhatIf:
     def __init__(self, native: tuple[Any, ...], run_set: RunSet) -> None:
         answer, real, predicted, now, then, band = native
         self.answer: dict[str, Any] = json.loads(answer)
-        self.real, self.predicted = Curves(real), Curves(predicted)
-        self.simulated_now, self.simulated_then = Curves(now), Curves(then)
-        self.low, self.high = (None, None) if band is None else (end.values for end in band)
+        self.real, self.predicted = Curves(real, run_set), Curves(predicted, run_set, band=band)
+        self.simulated_now, self.simulated_then = Curves(now, run_set), Curves(then, run_set)
+        self.low: NDArray[np.float32] | None = self.predicted.low
+        self.high: NDArray[np.float32] | None = self.predicted.high
         self._run_set = run_set
+
+    def _table(self) -> _native.ArrowTable:
+        return self.test_examples._table()
 
     @property
     def groups(self) -> Records:
@@ -308,7 +368,17 @@ class WhatIf:
         return self.test_examples.to_pandas()
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw real and predicted mean losses of each group; gives the matplotlib axes."""
+        """Draw real and predicted mean losses of each group.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib axes
+        """
         groups = self._run_set._test_groups(self.answer["group_by"])
         band = None if self.low is None else (self.low, self.high)
         curves = {"as recorded": self.real.values, "predicted": self.predicted.values}
@@ -337,10 +407,10 @@ class WhatIf:
 
 def whatif(
     run_set: RunSet | Path_,
-    run: str | Run,
+    run: str | int | Run,
     *,
-    drop: Texts = (),
-    keep: Texts = (),
+    drop: Texts | None = None,
+    keep: Texts | None = None,
     repeat: Mapping[str, float] | None = None,
     replace: Mapping[str, str] | None = None,
     reorder: str | None = None,
@@ -358,9 +428,9 @@ def whatif(
     Parameters
     ----------
     run_set : RunSet or path
-    run : str or Run
-        The run that is edited.
-    drop, keep : str or sequence of str
+    run : str, int or Run
+        The run that is edited, by id or number.
+    drop, keep : str or sequence of str, optional
         What to leave out, or to keep alone: `dataset:NAME` (or just the name), `key:KEY`, `id:ID`,
         `tag:TAG`, or a pattern.
     repeat : mapping, optional
@@ -391,6 +461,14 @@ def whatif(
     -------
     WhatIf
 
+    Raises
+    ------
+    UsageError
+        No edit, or an argument of another type; no such run.
+    Error
+        A selection that nothing matches; a simulator of other examples, or whatever the fit fails
+        with.
+
     Examples
     --------
     ::
@@ -399,10 +477,10 @@ def whatif(
     """
     opened = _opened(run_set)
     edits = {
-        "drop": _listed(drop),
-        "keep": _listed(keep),
-        "repeat": [f"{what}={times}" for what, times in (repeat or {}).items()],
-        "replace": [f"{old}={new}" for old, new in (replace or {}).items()],
+        "drop": _listed(drop, "drop"),
+        "keep": _listed(keep, "keep"),
+        "repeat": _pairs(repeat, "repeat"),
+        "replace": _pairs(replace, "replace"),
         "reorder": reorder,
         "learning_rate": learning_rate,
         "fill": fill,
@@ -412,15 +490,18 @@ def whatif(
         **options,
     }
     with ExitStack() as files:
-        arguments = [str(opened.path), "--run", run.id if isinstance(run, Run) else run]
+        arguments = [str(opened.path), "--run", _id(opened, run)]
         arguments += _flags(edits)
         if simulator is not None:
             arguments += ["--simulator", str(files.enter_context(_written(simulator)))]
-        return WhatIf(_native.what_if(arguments, _progress.bar(progress)), opened)
+        with _python_names():
+            return WhatIf(_native.what_if(arguments, _progress.bar(progress)), opened)
 
 
-class Comparison:
+class Comparison(Exported):
     """How well methods predict real runs.
+
+    As a data frame it is its `table`.
 
     Attributes
     ----------
@@ -439,12 +520,34 @@ class Comparison:
         rows = csv.DictReader(io.StringIO(self._csv))
         return Records([{name: _number(value) for name, value in row.items()} for row in rows])
 
+    def _table(self) -> _native.ArrowTable:
+        return self.table._table()
+
     def to_pandas(self) -> Any:
         """`table` as a `pandas.DataFrame`."""
         return self.table.to_pandas()
 
     def plot(self, ax: Any = None, block: str = "held-out", metric: str = "mse") -> Any:
-        """Draw one bar per method; gives the matplotlib axes."""
+        """Draw one bar per method.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default in a new figure.
+        block : str
+            What the methods are judged by: `held-out`, or a kind of edit.
+        metric : str
+            Column of `table` with numbers.
+
+        Returns
+        -------
+        matplotlib axes
+
+        Raises
+        ------
+        UsageError
+            No such block, or no such numbers in it.
+        """
         rows = [row for row in self.table if row["block"] == block]
         if not rows:
             blocks = dict.fromkeys(row["block"] for row in self.table)
@@ -469,8 +572,8 @@ def compare(
     methods: Texts | None = None,
     *,
     simulators: Mapping[str, Simulator] | Sequence[Simulator] = (),
-    train_runs: Texts | None = None,
-    test_runs: Texts | None = None,
+    train_runs: Runs | None = None,
+    test_runs: Runs | None = None,
     seed: int = 0,
     progress: bool | None = None,
     **options: Any,
@@ -487,10 +590,12 @@ def compare(
         `optimizer-dynamics`, `simfluence-linear`, …; by default those that need no model.
     simulators : mapping or sequence of Simulator
         Further simulators, such as those of `from_scores`; the names of a mapping stand in the
-        table. Scores take part with all their rows: fitted gain, calibrated, and gain 1 where they
-        have a unit.
-    train_runs, test_runs : str or sequence of str, optional
-        Which runs to learn from and which to judge by; by default as the runs were designed.
+        table. One with the name of a method stands for that method, which is not fitted again.
+        Scores take part with all their rows: fitted gain, calibrated, and gain 1 where they have a
+        unit.
+    train_runs, test_runs : str, int, Run or sequence of them, optional
+        Which runs to learn from and which to judge by, by id, pattern or number; by default as the
+        runs were designed.
     seed : int
         Seed of the split and of the bootstrap.
     progress : bool, optional
@@ -501,29 +606,57 @@ def compare(
     Returns
     -------
     Comparison
+
+    Raises
+    ------
+    UsageError
+        Two simulators of one name; an argument of another type.
+    Error
+        No run to judge by; a simulator of other examples, or one that was made from a run that
+        judges.
     """
     given = {
-        "methods": _joined(methods),
-        "train_runs": _joined(train_runs),
-        "test_runs": _joined(test_runs),
-        "seed": seed,
+        "methods": _joined(methods, "methods"),
+        **_split(run_set, train_runs, test_runs, seed),
         **options,
     }
     arguments = [str(_path(run_set)), *_flags(given)]
-    named = simulators if isinstance(simulators, Mapping) else {one.name: one for one in simulators}
     with tempfile.TemporaryDirectory() as folder:
-        for place, (name, simulator) in enumerate(named.items()):
+        for place, (name, simulator) in enumerate(_named(simulators).items()):
             # The name of a file is the name in the table; its folder keeps equal ones apart.
             own = Path(folder) / str(place)
             own.mkdir()
             path = own / f"{name.replace('/', '-')}.safetensors"
-            if simulator._scores is not None:
-                path.write_bytes(simulator._scores)
+            if simulator._has_scores:
+                path.write_bytes(_native.scores(simulator._data, name))
                 arguments += ["--scores", str(path)]
             else:
                 simulator.save(path)
                 arguments += ["--simulator", str(path)]
-        return Comparison(_native.compare(arguments, _progress.bar(progress)))
+        with _python_names():
+            return Comparison(_native.compare(arguments, _progress.bar(progress)))
+
+
+def _named(simulators: Any) -> dict[str, Simulator]:
+    if isinstance(simulators, str) or not isinstance(simulators, Iterable):
+        raise UsageError(
+            "simulators must be a sequence, or a mapping from names, of simulators, not "
+            f"{type(simulators).__name__}"
+        )
+    named: dict[str, Simulator] = {}
+    for one in simulators:
+        simulator = simulators[one] if isinstance(simulators, Mapping) else one
+        if not isinstance(simulator, Simulator):
+            raise UsageError(
+                f"simulators hold {simulator!r}, which is no Simulator (Simulator.load reads a file)"
+            )
+        name = str(one) if isinstance(simulators, Mapping) else simulator._method
+        if name in named:
+            raise UsageError(
+                f"two simulators are named {name!r}; give each its own name with a mapping"
+            )
+        named[name] = simulator
+    return named
 
 
 def from_scores(
@@ -535,8 +668,8 @@ def from_scores(
     natural_unit: bool = False,
     reference_learning_rate: float | None = None,
     calibrated: bool = False,
-    train_runs: Texts | None = None,
-    test_runs: Texts | None = None,
+    train_runs: Runs | None = None,
+    test_runs: Runs | None = None,
     seed: int = 0,
 ) -> Simulator:
     """Make a simulator of attribution scores that another library computed.
@@ -549,8 +682,8 @@ def from_scores(
     run_set : RunSet or path
     scores : array of shape (n, m)
         Score of every training example for every test example, in the order of the run set's
-        (`run_set.train_keys`, `run_set.test_keys`): NumPy, torch or DLPack. Libraries that give
-        [test × train] need a transpose.
+        (`run_set.train_keys`, `run_set.test_keys`): finite numbers of any type, in NumPy, torch or
+        DLPack. Libraries that give [test × train] need a transpose.
     name : str
         Name of the method.
     larger_means : {"helps", "hurts"}
@@ -568,6 +701,13 @@ def from_scores(
     Returns
     -------
     Simulator
+
+    Raises
+    ------
+    UsageError
+        Scores of another shape, or that are no finite numbers.
+    Error
+        No run to fit the gain on.
 
     Examples
     --------
@@ -587,27 +727,46 @@ def from_scores(
         raise UsageError(
             f"{name}: scores of shape {array.shape}, expected (training, test) = {shape}{hint}"
         )
+    with np.errstate(over="ignore"):
+        values = _arrays.floats(array.reshape(-1), name)
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        train, test = np.unravel_index(wrong[0], shape)
+        raise UsageError(
+            f"{name}: the score of {opened.train_keys[train]!r} for {opened.test_keys[test]!r} is "
+            f"{array[train, test]}; scores must be finite in 32 bits"
+        )
     if larger_means == "hurts":
-        array = -array
-    given = {"train_runs": _joined(train_runs), "test_runs": _joined(test_runs), "seed": seed}
-    made = _native.additive(
-        name,
-        _arrays.floats(np.ascontiguousarray(array).reshape(-1), name),
-        reference_learning_rate,
-        natural_unit,
-        [str(opened.path), *_flags(given)],
-    )
-    simulator = Simulator(made[2] if calibrated else made[1])
-    simulator._scores = made[0]
-    return simulator
+        values = -values
+    arguments = [str(opened.path), *_flags(_split(opened, train_runs, test_runs, seed))]
+    with _python_names():
+        made = _native.additive(name, values, reference_learning_rate, natural_unit, arguments)
+    return Simulator(made[1] if calibrated else made[0])
 
 
 def _opened(run_set: RunSet | Path_) -> RunSet:
-    return run_set if isinstance(run_set, RunSet) else RunSet(run_set)
+    return run_set if isinstance(run_set, RunSet) else RunSet(_path(run_set))
 
 
 def _path(run_set: RunSet | Path_) -> Path:
-    return run_set.path if isinstance(run_set, RunSet) else Path(run_set)
+    if isinstance(run_set, RunSet):
+        return run_set.path
+    if isinstance(run_set, (str, os.PathLike)):
+        return Path(run_set)
+    raise UsageError(f"a RunSet or the path of one is needed, not {type(run_set).__name__}")
+
+
+def _id(run_set: RunSet, run: str | int | Run) -> str:
+    if isinstance(run, Run):
+        if run not in run_set:
+            raise UsageError(f"run {run.id!r} is of {run.run_set.path}, not of {run_set.path}")
+        return run.id
+    if isinstance(run, (str, int, np.integer)):
+        try:
+            return run_set[run].id
+        except IndexError:
+            raise UsageError(f"there is no run {run} in a run set of {len(run_set)}") from None
+    raise UsageError(f"a run is given by its id or number or as a Run, not {type(run).__name__}")
 
 
 @contextmanager
@@ -622,12 +781,57 @@ def _written(simulator: Simulator | Path_) -> Iterator[Path]:
         yield path
 
 
-def _listed(texts: Texts) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
+def _listed(texts: Texts | None, what: str) -> list[str]:
+    if texts is None:
+        return []
+    listed = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    if not all(isinstance(one, str) for one in listed):
+        raise UsageError(f"{what} must be a text or a sequence of texts, not {texts!r}")
+    return listed
 
 
-def _joined(texts: Texts | None) -> str | None:
-    return None if texts is None else ",".join(_listed(texts))
+def _joined(texts: Texts | None, what: str) -> str | None:
+    return None if texts is None else ",".join(_listed(texts, what))
+
+
+def _pairs(pairs: Mapping[str, Any] | None, what: str) -> list[str]:
+    if not isinstance(pairs, Mapping | None):
+        raise UsageError(f"{what} must be a mapping from selections, not {pairs!r}")
+    return [f"{old}={new}" for old, new in (pairs or {}).items()]
+
+
+def _split(
+    run_set: RunSet | Path_, train_runs: Runs | None, test_runs: Runs | None, seed: int
+) -> dict[str, Any]:
+    """Options that say which runs are for what."""
+    given = {"train_runs": train_runs, "test_runs": test_runs}
+    return {**{name: _which(run_set, runs, name) for name, runs in given.items()}, "seed": seed}
+
+
+def _which(run_set: RunSet | Path_, runs: Runs | None, what: str) -> str | None:
+    if isinstance(runs, (Run, int, np.integer)):
+        runs = [runs]
+    if isinstance(runs, Sequence) and not isinstance(runs, str):
+        # A text may be a pattern; what is no text is one run.
+        return ",".join(one if isinstance(one, str) else _id(_opened(run_set), one) for one in runs)
+    return _joined(runs, what)
+
+
+@contextmanager
+def _python_names() -> Iterator[None]:
+    """Tell wrong arguments with their names here instead of those on the command line."""
+    try:
+        yield
+    except UsageError as error:
+        parts = [" ".join(part.split()) for part in str(error).split("\n\n")]
+        parts = [part for part in parts if not part.startswith(("Usage:", "For more"))]
+        told = "; ".join(parts).removeprefix("error: ")
+        raise UsageError(re.sub(r"--([a-z][a-z-]*)( <.*?>)?", _python_name, told)) from None
+
+
+def _python_name(flag: re.Match[str]) -> str:
+    name = flag[1].replace("-", "_")
+    return name + "_" if iskeyword(name) else name
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:

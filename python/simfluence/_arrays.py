@@ -29,7 +29,8 @@ def numpy(values: Array) -> NDArray[Any]:
             tensor = tensor.float()
         return tensor.numpy()
     if hasattr(values, "__dlpack__"):
-        return np.from_dlpack(values)
+        array: NDArray[Any] = np.from_dlpack(values)  # type: ignore[arg-type]
+        return array
     return np.asarray(values)
 
 
@@ -65,10 +66,18 @@ def _row(array: NDArray[Any], dtype: type, what: str, length: int | None) -> NDA
 
 
 def ids(batch: Sequence[int | str] | Array, known: dict[str, int], what: str) -> NDArray[np.uint32]:
-    """Ids of examples that are named by id or by key."""
+    """Ids of examples that are named by id or by key, in a sequence, an array or a column."""
+    if isinstance(batch, str):
+        raise UsageError(f"{what}: {batch!r} is one text; give a sequence of ids or keys")
+    if hasattr(batch, "to_pylist"):
+        batch = batch.to_pylist()
+    elif not isinstance(batch, Sequence):
+        batch = numpy(batch)
+    if isinstance(batch, np.ndarray) and batch.ndim == 1 and batch.dtype.kind in "UOT":
+        batch = batch.tolist()
     if isinstance(batch, Sequence) and any(isinstance(one, str) for one in batch):
         missing = [one for one in batch if one not in known]
         if missing:
             raise UsageError(f"{what}: there is no example with the key {missing[0]!r}")
-        return np.array([known[one] for one in batch], np.uint32)
+        return np.array([known[str(one)] for one in batch], np.uint32)
     return integers(batch, np.uint32, what)

@@ -6,14 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from simfluence._analysis import _opened
+from simfluence._analysis import Path_, _id, _opened
 from simfluence._errors import UsageError
 from simfluence._run_set import Run, RunSet
 from simfluence._tables import Records
 
 
 def cartography(
-    run: Run | RunSet | Any, id: str | None = None, *, of: str = "train", threshold: float = 0.5
+    run: Run | RunSet | Path_,
+    id: str | int | None = None,
+    *,
+    of: str = "train",
+    threshold: float = 0.5,
 ) -> Records:
     """Tell easy, ambiguous and hard examples apart by how a run learns them.
 
@@ -23,8 +27,8 @@ def cartography(
     ----------
     run : Run, RunSet or path
         A run, or a run set and the run's `id`.
-    id : str, optional
-        Id of the run.
+    id : str or int, optional
+        Id or number of the run.
     of : {"train", "test"}
         Training examples, from the losses of the batches (`batch_loss`): one observation for each
         time that an example is trained on, before the update. Or test examples, from their losses
@@ -42,6 +46,11 @@ def cartography(
         correct observations), `forgetting_events` (correct, then not, at successive observations)
         and `never_correct`. Without observations the numbers are `None`.
 
+    Raises
+    ------
+    UsageError
+        No such run, or a run without the losses that are looked at.
+
     References
     ----------
     Swayamdipta et al. 2020, section 2 (confidence, variability, correctness); Toneva et al. 2019,
@@ -50,7 +59,8 @@ def cartography(
     if not isinstance(run, Run):
         if id is None:
             raise UsageError("give the id of a run of the run set")
-        run = _opened(run)[id]
+        opened = _opened(run)
+        run = opened[_id(opened, id)]
     if of not in ("train", "test"):
         raise UsageError(f"of is {of!r}; it must be 'train' or 'test'")
     axis = 0 if of == "train" else 1

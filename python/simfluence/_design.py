@@ -74,6 +74,15 @@ class Plan:
             `kinds`, `repeat`, `blocked_orders`, `kept_pairs`, `learning_rate_factors`.
         **settings
             `segments`, `concentration`, `learning_rate_factors` of diversified runs.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        UsageError
+            A setting that is not known or does not fit.
         """
         named = (
             ["train"] * datasets if isinstance(datasets, int) else [str(one) for one in datasets]
@@ -100,11 +109,34 @@ class Plan:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], train_count: int) -> Plan:
-        """Read a plan file over `train_count` training examples."""
+        """Read a plan file.
+
+        Parameters
+        ----------
+        path : path
+            A file of `write`, or of `simfluence plan`.
+        train_count : int
+            Number of training examples.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        RunSetError
+            No such file, or one of more training examples.
+        """
         return cls(_native.Plan.read(Path(path), train_count), train_count)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as a Parquet file, so that its runs can be trained anywhere."""
+        """Write the plan, so that its runs can be trained anywhere.
+
+        Parameters
+        ----------
+        path : path
+            The Parquet file; one that is there is replaced.
+        """
         self._native.write(Path(path))
 
     @property
@@ -145,7 +177,7 @@ class PlannedRun:
         What the run is for, as `Recorder(design=…)` takes it.
     batches : list of list of int
         Ids of the training examples of each step.
-    learning_rates : list of float
+    learning_rates : list of float or None
         Learning rate of each step.
     """
 

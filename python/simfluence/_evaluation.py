@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+
+from simfluence._errors import UsageError
 
 
 def token_mean_loss(outputs: Any, batch: Any, *, shift: bool | None = None) -> torch.Tensor:
@@ -34,8 +37,12 @@ def token_mean_loss(outputs: Any, batch: Any, *, shift: bool | None = None) -> t
         outputs["logits"] if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
     )
     labels = batch["labels"].to(logits.device)
+    if labels.is_floating_point():
+        raise UsageError("the labels are no classes; give example_loss")
     if logits.dim() == 2:
         return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    # Virtual tokens of prompt tuning stand before those of the example.
+    logits = logits[:, -labels.shape[1] :]
     if shift or shift is None:
         logits, labels = logits[:, :-1], labels[:, 1:]
     losses = torch.nn.functional.cross_entropy(
@@ -49,7 +56,11 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode for a while, and leave no trace.
 
     Afterwards every module is in the mode it was in, and the random numbers of torch (on every
-    device), NumPy and Python go on as if nothing had happened.
+    device), NumPy and Python go on as if nothing had happened. No gradients are taken meanwhile.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
     """
     modes = [(module, module.training) for module in model.modules()]
     cpu, ours, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()
@@ -77,6 +88,9 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, (list, tuple)):
         moved = [to_device(one, device) for one in batch]
         return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        parts = {one.name: to_device(getattr(batch, one.name), device) for one in fields(batch)}
+        return replace(batch, **parts)
     return batch
 
 
@@ -99,6 +113,11 @@ def evaluate(
         are evaluated whole.
     example_loss
         Losses of a batch, a tensor of shape (b,).
+
+    Returns
+    -------
+    list of float
+        One loss per place, in the order of the batches.
     """
     wanted, first, found = set(places), 0, []
     with preserved(model):
@@ -112,10 +131,32 @@ def evaluate(
     return found
 
 
+def counted(batches: Sequence[Any]) -> tuple[int, Exception | None]:
+    """Count the examples of collated batches; with the error where that cannot be done."""
+    try:
+        return sum(length(batch) for batch in batches), None
+    except Exception as error:
+        return 0, error
+
+
 def length(batch: Any) -> int:
     """Count the examples of a collated batch."""
-    if isinstance(batch, Mapping):
-        batch = next(iter(batch.values()))
-    elif isinstance(batch, (list, tuple)):
-        batch = batch[0]
-    return len(batch)
+    part = batch
+    while not hasattr(part, "shape"):
+        if isinstance(part, Mapping):
+            part = next(iter(part.values()), None)
+        elif isinstance(part, (list, tuple)):
+            if not part or isinstance(part[0], (str, bytes, float, int)):
+                break
+            part = part[0]
+        elif is_dataclass(part):
+            part = getattr(part, fields(part)[0].name)
+        else:
+            break
+    try:
+        return len(part)
+    except TypeError:
+        raise UsageError(
+            f"a batch of type {type(batch).__name__} does not say how many examples it has; make "
+            "batches tensors, or mappings, tuples or dataclasses of tensors"
+        ) from None

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
 from simfluence._design import Plan
 from simfluence._errors import UsageError
+from simfluence._tracker import UNKNOWN, listed
 
 #: Column under which an example's id and number of targets travel through a collator.
 ID = "simfluence_id"
@@ -68,7 +69,7 @@ def split_ids(examples: Sequence[Any]) -> tuple[list[int], list[Any]]:
 class Collated:
     """A collated batch with the ids of its examples."""
 
-    ids: list[int]
+    ids: list[Any]
     batch: Any
 
     def pin_memory(self) -> Collated:
@@ -88,6 +89,23 @@ class _Collate:
         return Collated(ids, self.collate(plain))
 
 
+class Counted:
+    """Collates, and notes the number of targets with the id of each example."""
+
+    def __init__(self, collate: Callable[[list[Any]], Collated], targets: Callable[[Any], Any]):
+        self.collate, self.targets = collate, targets
+
+    def __call__(self, examples: list[Any]) -> Collated:
+        collated = self.collate(examples)
+        try:
+            counts = listed(self.targets(collated.batch))
+            collated.ids = list(zip(collated.ids, counts, strict=True))
+        except Exception:
+            # A loader must not fail because of it; the recorder says it.
+            collated.ids = [(one, UNKNOWN) for one in collated.ids]
+        return collated
+
+
 class DataLoader(torch.utils.data.DataLoader):
     """A `torch.utils.data.DataLoader` that knows which examples its batches hold.
 
@@ -103,14 +121,18 @@ class DataLoader(torch.utils.data.DataLoader):
         if not isinstance(collate_fn, _Collate):
             collate_fn = _Collate(collate_fn or default_collate)
         #: Ids of the batches that were given out and not asked for yet, oldest first.
-        self.seen: deque[list[int]] = deque()
-        super().__init__(dataset, *args, collate_fn=collate_fn, **kwargs)
+        self.seen: deque[list[Any]] = deque()
+        #: How many batches were given out, and the ids of the last one.
+        self.given = 0
+        self.newest: list[Any] = []
+        super().__init__(dataset, *args, collate_fn=collate_fn, **kwargs)  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # What an epoch before this one left, which ended early, was never trained on.
         seen = self.seen = deque()
         for collated in super().__iter__():
             seen.append(collated.ids)
+            self.given, self.newest = self.given + 1, collated.ids
             yield collated.batch
 
 
@@ -163,11 +185,28 @@ class CurriculumSampler(Sampler[int]):
         return sum(map(len, self.batches))
 
     def rates(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        """Make a scheduler of the run's learning rates; call its `step()` after each update."""
+        """Make a scheduler of the run's learning rates; call its `step()` after each update.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Its own learning rates are replaced, in every group.
+
+        Returns
+        -------
+        torch.optim.lr_scheduler.LambdaLR
+
+        Raises
+        ------
+        UsageError
+            The plan has no learning rates.
+        """
         for group in optimizer.param_groups:
             # LambdaLR multiplies the rate that a group began with.
             group["lr"] = group["initial_lr"] = 1.0
-        rates = self._rates
+        rates = [rate for rate in self._rates if rate is not None]
+        if len(rates) < len(self._rates):
+            raise UsageError(f"the plan has no learning rates for every step of run {self.run.id}")
         # After the last step it is asked for one rate more, which nobody uses.
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: rates[min(n, len(rates) - 1)])
 

@@ -8,15 +8,36 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "ArrowTable",
+    "Curves",
+    "Plan",
+    "RunRecorder",
+    "RunSetFolder",
+    "additive",
+    "check",
+    "compare",
+    "describe",
+    "fit",
+    "merge",
+    "program",
+    "scores",
+    "simulate",
+    "what_if",
+    "write_curriculum",
+]
+
 _Path = str | PathLike[str]
 _Example = tuple[str, str, list[str], dict[str, str]]
 _Metric = tuple[str, NDArray[np.uint32] | None, NDArray[np.float32]]
+_Column = NDArray[np.uint32] | NDArray[np.float32] | Sequence[str | bool | float | None]
 _Progress = Callable[[str, str, int], None] | None
 
 @final
 class ArrowTable:
     num_rows: int
     column_names: list[str]
+    def __new__(cls, columns: Sequence[tuple[str, _Column]]) -> ArrowTable: ...
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any: ...
     def __arrow_c_schema__(self) -> Any: ...
 
@@ -128,7 +149,8 @@ def additive(
     reference_learning_rate: float | None,
     has_natural_unit: bool,
     arguments: Sequence[str],
-) -> tuple[bytes, bytes, bytes]: ...
+) -> tuple[bytes, bytes]: ...
+def scores(data: bytes, name: str) -> bytes: ...
 def describe(bytes: bytes) -> dict[str, str]: ...
 def write_curriculum(
     path: _Path,

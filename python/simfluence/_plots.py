@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simfluence._errors import Error
+from simfluence._errors import Error, UsageError
 
 _UNIT = "loss (nats per target token)"
 
@@ -24,7 +24,8 @@ def _axes(ax: Any) -> Any:
 
 def _finish(ax: Any, title: str, ylabel: str = _UNIT) -> Any:
     ax.set(xlabel="step", ylabel=ylabel, title=title)
-    ax.legend(fontsize="small")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize="small")
     return ax
 
 
@@ -66,9 +67,15 @@ def runs(ax: Any, curves: Sequence[tuple[str, Any]], title: str) -> Any:
 
 
 def bars(ax: Any, rows: Sequence[Mapping[str, Any]], column: str, title: str) -> Any:
-    """Draw one bar per method."""
+    """Draw one bar per method that has a number in the column."""
+    numbers = [
+        {name for name, value in row.items() if isinstance(value, (int, float))} for row in rows
+    ]
+    shown = [row for row, there in zip(rows, numbers, strict=True) if column in there]
+    if not shown:
+        names = [name for name in rows[0] if any(name in there for there in numbers)]
+        raise UsageError(f"{title}: no numbers to draw; there are {', '.join(names)}")
     ax = _axes(ax)
-    shown = [row for row in rows if row.get(column) is not None]
     ax.barh([row["method"] for row in shown], [row[column] for row in shown])
     ax.invert_yaxis()
     ax.set(xlabel=column, title=title)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 
@@ -13,8 +15,10 @@ def bar(show: bool | None) -> Callable[[str, str, int], None] | None:
     Parameters
     ----------
     show
-        Whether to draw; `None`: in terminals and notebooks only.
+        Whether to draw; `None`: in terminals and notebooks only. Without tqdm nothing is drawn,
+        which is said once where it was asked for.
     """
+    asked = bool(show)
     if show is None:
         show = sys.stderr.isatty() or "ipykernel" in sys.modules
     if not show:
@@ -22,8 +26,17 @@ def bar(show: bool | None) -> Callable[[str, str, int], None] | None:
     try:
         from tqdm.auto import tqdm
     except ImportError:
+        if asked:
+            _miss_tqdm()
         return None
     return _Bar(tqdm)
+
+
+@cache
+def _miss_tqdm() -> None:
+    warnings.warn(
+        "progress bars need tqdm: pip install simfluence[progress]", RuntimeWarning, stacklevel=4
+    )
 
 
 class _Bar:

@@ -19,6 +19,19 @@ from simfluence._errors import UsageError
 OnError = Literal["raise", "warn"]
 Result = TypeVar("Result")
 
+_DESIGN = ("design", "split", "edit")
+_SETTINGS = (
+    "batch_size",
+    "planned_steps",
+    "trainable_parameters",
+    "base_model",
+    "loss",
+    "threads",
+    "device",
+    "software",
+    "extra",
+)
+
 #: Losses of all test examples; or the ids or keys of some and their losses.
 Losses = Array | tuple[Array, Array]
 
@@ -101,6 +114,8 @@ class Recorder:
     ) -> None:
         if on_error not in ("raise", "warn"):
             raise UsageError(f"on_error is {on_error!r}; it must be 'raise' or 'warn'")
+        _require_known(settings or {}, _SETTINGS, "settings")
+        _require_known(design or {}, _DESIGN, "design")
         self.on_error = on_error
         #: What recording failed with, if it did.
         self.failure: Exception | None = None
@@ -237,6 +252,13 @@ class Recorder:
         """Save the state after `step` steps, as the bytes of a safetensors file.
 
         The open segment is closed first, so that the run can be resumed from there.
+
+        Parameters
+        ----------
+        step : int
+            A recorded step, or 0.
+        data : bytes
+            A safetensors file, kept as it is.
         """
         self._guarded(lambda: self._native.save_checkpoint(step, data))
 
@@ -245,11 +267,23 @@ class Recorder:
         self._guarded(lambda: self._native.flush())
 
     def finish(self) -> str | None:
-        """End the run; gives its status: `complete`, or `diverged` where a loss is not finite."""
+        """End the run.
+
+        Returns
+        -------
+        str or None
+            Its status: `complete`, or `diverged` where a loss is not finite; None if it had ended.
+        """
         return self._end(lambda: self._native.finish())
 
     def abort(self) -> str | None:
-        """End the run before its last step; gives its status, `aborted` or `diverged`."""
+        """End the run before its last step.
+
+        Returns
+        -------
+        str or None
+            Its status, `aborted` or `diverged`; None if it had ended.
+        """
         return self._end(lambda: self._native.abort())
 
     def _end(self, end: Callable[[], str]) -> str | None:
@@ -267,7 +301,13 @@ class Recorder:
             return None
 
     def fail(self, error: Exception) -> None:
-        """Give up recording because of an error: warn once and mark the run `aborted`."""
+        """Give up recording because of an error: warn once and mark the run `aborted`.
+
+        Parameters
+        ----------
+        error : Exception
+            What the warning tells.
+        """
         if self.failure is not None:
             return
         self.failure = error
@@ -315,6 +355,12 @@ def _open_or_create(path: Path, train_examples: Any, test_examples: Any) -> Any:
     return _native.RunSetFolder.create_or_open(
         path, _examples.rows(train_examples, "train"), _examples.rows(test_examples, "test")
     )
+
+
+def _require_known(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise UsageError(f"{what} has no {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def _free_id(folder: Any) -> str:

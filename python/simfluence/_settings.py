@@ -12,6 +12,8 @@ def optimizer_settings(optimizer: Any) -> dict[str, Any] | None:
     """Describe a torch optimiser as a run set does; `None` for one that the format does not know."""
     optimizer = getattr(optimizer, "optimizer", optimizer)
     first = optimizer.param_groups[0]
+    if any(first.get(name) for name in ("maximize", "amsgrad", "centered")):
+        return None
     # Weight decay is usually off for norms and biases, which come in a group of their own.
     decay = max(float(group.get("weight_decay") or 0.0) for group in optimizer.param_groups)
     name = type(optimizer).__name__.lower()
@@ -31,6 +33,16 @@ def optimizer_settings(optimizer: Any) -> dict[str, Any] | None:
     if name == "rmsprop":
         names = ("alpha", "eps", "momentum")
         return {"name": "rmsprop", **{k: first[k] for k in names}, "weight_decay": decay}
+    if name == "adafactor" and "beta2_decay" in first:
+        smallest, floor = first["eps"]
+        return {
+            "name": "adafactor",
+            "beta2_decay": first["beta2_decay"],
+            "eps1": torch.finfo(torch.float32).eps if smallest is None else smallest,
+            "eps2": floor,
+            "d": first["d"],
+            "weight_decay": decay,
+        }
     return None
 
 
@@ -40,7 +52,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     for name, parameter in model.named_parameters():
         values = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
-        digest.update(values.view(-1).view(torch.uint8).numpy())
+        digest.update(values.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from simfluence._errors import UsageError
 from simfluence._recorder import OnError, Recorder
 
 Weighting = Literal["micro", "step", "rank"]
+WEIGHTINGS = ("micro", "step", "rank")
 
 #: Stands for a number of targets that could not be found; a loader must not fail because of it.
 UNKNOWN = -1
@@ -42,6 +43,14 @@ class _Micro:
         if min(targets, default=0.0) < 0:
             raise UsageError(UNCOUNTED)
         return ids, targets, None if self.losses is None else listed(self.losses)
+
+
+def require_options(eval_every: Any, weighting: Any) -> None:
+    """Refuse what is no number of steps and no weighting."""
+    if not isinstance(eval_every, int) or isinstance(eval_every, bool) or eval_every < 0:
+        raise UsageError(f"eval_every is {eval_every!r}; it must be a whole number from 0")
+    if weighting is not None and weighting not in WEIGHTINGS:
+        raise UsageError(f"weighting is {weighting!r}; it must be one of {', '.join(WEIGHTINGS)}")
 
 
 def listed(values: Any) -> list[float]:
@@ -90,6 +99,9 @@ def shares(targets: Sequence[Sequence[Sequence[float]]], weighting: Weighting) -
 class Tracker:
     """Follows a run from step to step; what the callbacks and the loop recorder have in common.
 
+    A step that was not evaluated is held back until the next one, so that the losses after the
+    last step can still be measured when it turns out to be the last.
+
     Under `torch.distributed` every process has one: they gather what was trained and measured, and
     the first of them writes.
 
@@ -105,7 +117,7 @@ class Tracker:
         Evaluate all test examples after every so many steps, and after the last; 0: only before
         the first step and after the last.
     weighting
-        See `shares`.
+        See `shares`; may change from step to step.
     on_error
         See `simfluence.Recorder`.
     """
@@ -119,8 +131,9 @@ class Tracker:
     recorder: Recorder | None = None
     micro: list[_Micro] = field(default_factory=list)
     stopped: bool = False
-    evaluated: int = -1
     steps: int = 0
+    #: The last step, where it is not recorded yet: parts, learning rate, number.
+    held: tuple[list[dict[str, Any]], float | None, int | None] | None = None
 
     @property
     def world(self) -> int:
@@ -150,9 +163,9 @@ class Tracker:
         if parts[0]["started"]:
             return
         parts = self._exchange(self._measured)
-        if parts is not None and self.recorder is not None:
-            self._guarded(lambda: self.recorder.log_initial(self._losses(parts)))
-            self.evaluated = 0
+        recorder = self.recorder
+        if parts is not None and recorder is not None:
+            self._guarded(lambda: recorder.log_initial(self._losses(parts)))
 
     def see(self, ids: Any, targets: Any = None, losses: Any = None) -> None:
         """Note a micro-batch of the step under way."""
@@ -175,21 +188,51 @@ class Tracker:
         """
         if self.stopped:
             return
+        self._release()
         micro, self.micro = self.micro, []
         self.steps += 1
         due = last or (self.eval_every > 0 and self.steps % self.eval_every == 0)
 
         def trained() -> dict[str, Any]:
             if not micro:
-                raise UsageError("the step has no batch whose examples are known")
+                raise UsageError(
+                    "the step has no batch whose examples are known: every step needs a batch of its "
+                    "own from the loader that is recorded (of several updates on one batch only the "
+                    "first can be recorded)"
+                )
             return {"micro": [one.read() for one in micro], **(self._measured() if due else {})}
 
         parts = self._exchange(trained)
-        if parts is not None and self.recorder is not None:
-            self._guarded(lambda: self._log(parts, learning_rate, number, due))
+        if parts is None:
+            return
+        self.held = (parts, learning_rate, number)
+        if due:
+            self._release(self._losses(parts))
+
+    def complete(self) -> None:
+        """Measure the losses after the step that has just ended, unless that has been done."""
+        if self.stopped or self.held is None:
+            return
+        parts = self._exchange(self._measured)
+        if parts is not None:
+            self._release(self._losses(parts))
+
+    def _release(self, losses: Any = None) -> None:
+        """Record the step that is held back, with the losses after it if they were measured."""
+        held, self.held = self.held, None
+        if held is None:
+            return
+        recorder = self.recorder
+        if recorder is not None:
+            self._guarded(lambda: self._log(recorder, *held, losses))
 
     def _log(
-        self, parts: list[dict[str, Any]], rate: float | None, number: int | None, due: bool
+        self,
+        recorder: Recorder,
+        parts: list[dict[str, Any]],
+        rate: float | None,
+        number: int | None,
+        measured: Any,
     ) -> None:
         ranks = [part["micro"] for part in parts]
         members = [micro for rank in ranks for micro in rank]
@@ -198,17 +241,15 @@ class Tracker:
         ids = [one for batch, _, _ in members for one in batch]
         weights = shares([[micro[1] for micro in rank] for rank in ranks], self.weighting)
         equal = max(weights) - min(weights) < 1e-9
-        self.recorder.log_step(
+        recorder.log_step(
             ids,
-            losses=self._losses(parts) if due else None,
+            losses=measured,
             learning_rate=rate,
             weights=None if equal else weights,
             micro=numbers if max(numbers) > 0 else None,
             batch_loss=losses if len(losses) == len(ids) else None,
             step=number,
         )
-        if due:
-            self.evaluated = self.steps
 
     def _measured(self) -> dict[str, Any]:
         places = range(self.rank, self.test_count, self.world)
@@ -222,6 +263,8 @@ class Tracker:
 
     def finish(self, aborted: bool = False) -> None:
         """End the run."""
+        if not self.stopped:
+            self._release()
         if self.recorder is not None and self.recorder.is_open:
             self.recorder.abort() if aborted else self.recorder.finish()
         self.stopped = True
@@ -229,6 +272,7 @@ class Tracker:
     def flush(self) -> None:
         """Bring everything recorded so far to the disk."""
         if self.recorder is not None and not self.stopped:
+            self._release()
             self._guarded(self.recorder.flush)
 
     def fail(self, error: Exception) -> None:
@@ -276,17 +320,17 @@ class Tracker:
         try:
             if error is None:
                 result = work()
-        except Exception as failure:
-            error = failure
-        if self.world == 1:
-            parts = [(result, error)]
-        else:
+        except Exception as caught:
+            error = caught
+        parts: list[Any] = [(result, error)]
+        if self.world > 1:
             parts = [None] * self.world
             dist.all_gather_object(
                 parts, (result, None if error is None else RuntimeError(str(error)))
             )
         for rank, (_, failure) in enumerate(parts):
             if failure is not None:
-                self.fail(error if rank == self.rank else failure)
+                # The others only have its text.
+                self.fail(error if rank == self.rank and error is not None else failure)
                 return None
         return [part for part, _ in parts]

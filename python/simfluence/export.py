@@ -30,8 +30,9 @@ def scalars(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
             values["test_loss"] = float(np.nanmean(measured[step]))
             for name in dict.fromkeys(datasets):
                 values[f"test_loss/{name}"] = float(np.nanmean(measured[step][datasets == name]))
-        if step > 0 and run.learning_rates[step - 1] is not None:
-            values["learning_rate"] = run.learning_rates[step - 1]
+        rate = run.learning_rates[step - 1] if step > 0 else None
+        if rate is not None:
+            values["learning_rate"] = rate
         yield step, values
 
 

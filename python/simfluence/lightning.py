@@ -17,14 +17,14 @@ import torch
 try:
     import lightning.pytorch as pl
 except ImportError:
-    import pytorch_lightning as pl
+    import pytorch_lightning as pl  # type: ignore[no-redef]
 
 from simfluence._errors import UsageError
-from simfluence._evaluation import evaluate, length, to_device
+from simfluence._evaluation import counted, evaluate, to_device
 from simfluence._loading import DataLoader
 from simfluence._recorder import OnError, Recorder
 from simfluence._settings import optimizer_settings, run_settings
-from simfluence._tracker import Tracker, Weighting
+from simfluence._tracker import Tracker, Weighting, require_options
 
 
 class RecorderCallback(pl.Callback):
@@ -73,6 +73,7 @@ class RecorderCallback(pl.Callback):
         **options: Any,
     ) -> None:
         super().__init__()
+        require_options(eval_every, None)
         self.run_set, self.run, self.on_error, self.options = run_set, run, on_error, options
         self.test_batches, self.example_loss = test_batches, example_loss
         self.train_examples, self.test_examples = train_examples, test_examples
@@ -91,9 +92,10 @@ class RecorderCallback(pl.Callback):
         """Measure the losses before the first step."""
         # What Lightning averages over the processes are means over each one's batch.
         weighting: Weighting = "micro"
-        test_count = sum(length(batch) for batch in self.test_batches)
+        test_count, failure = counted(self.test_batches)
+        loader = trainer.train_dataloader
         self.tracker = Tracker(
-            lambda: self._open(trainer, pl_module, test_count),
+            lambda: self._open(trainer, pl_module, loader, test_count),
             lambda places: self._evaluate(pl_module, places),
             test_count,
             self.eval_every,
@@ -101,9 +103,9 @@ class RecorderCallback(pl.Callback):
             self.on_error,
         )
         self._steps = trainer.global_step
-        loader = trainer.train_dataloader
         if isinstance(loader, DataLoader):
             self._loader = loader
+            self.tracker._failed = failure
         else:
             self.tracker._failed = UsageError(
                 "the training loader does not know which examples its batches hold; make it with "
@@ -111,10 +113,12 @@ class RecorderCallback(pl.Callback):
             )
         self.tracker.begin()
 
-    def _open(self, trainer: pl.Trainer, module: pl.LightningModule, test_count: int) -> Recorder:
+    def _open(
+        self, trainer: pl.Trainer, module: pl.LightningModule, loader: Any, test_count: int
+    ) -> Recorder:
         settings = {
             **run_settings(module),
-            "batch_size": (self._loader.batch_size or 1)
+            "batch_size": (loader.batch_size or 1)
             * trainer.accumulate_grad_batches
             * trainer.world_size,
         }
@@ -130,7 +134,7 @@ class RecorderCallback(pl.Callback):
         train = self.train_examples
         return Recorder(
             self.run_set,
-            len(self._loader.dataset) if train is None else train,
+            len(loader.dataset) if train is None else train,
             test_count if self.test_examples is None else self.test_examples,
             run=self.run,
             resume=trainer.global_step or None,
@@ -140,18 +144,25 @@ class RecorderCallback(pl.Callback):
         )
 
     def _evaluate(self, module: pl.LightningModule, places: Sequence[int]) -> list[float]:
-        return evaluate(
-            module,
-            self.test_batches,
-            places,
-            lambda batch: self.example_loss(module, to_device(batch, module.device)),
-        )
+        precision = module.trainer.precision_plugin
+
+        def losses(batch: Any) -> torch.Tensor:
+            with precision.val_step_context():
+                moved = precision.convert_input(to_device(batch, module.device))
+                return self.example_loss(module, moved)
+
+        return evaluate(module, self.test_batches, places, losses)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Follow the loader of the epoch, which may be a new one."""
+        if isinstance(trainer.train_dataloader, DataLoader):
+            self._loader = trainer.train_dataloader
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note the batch."""
-        if self._loader is None:
+        if self._loader is None or self.tracker is None:
             return
         try:
             # Lightning fetches ahead: the oldest batch not asked for is the one that comes now.
@@ -175,7 +186,7 @@ class RecorderCallback(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Record the step if the optimiser made one."""
-        if trainer.global_step > self._steps:
+        if self.tracker is not None and trainer.global_step > self._steps:
             self._steps = trainer.global_step
             last = self._steps >= trainer.estimated_stepping_batches or trainer.should_stop
             self.tracker.end_step(self._rate, self._steps, last)
@@ -187,7 +198,9 @@ class RecorderCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the run."""
-        self.tracker.finish()
+        if self.tracker is not None:
+            self.tracker.complete()
+            self.tracker.finish()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -7,6 +7,7 @@ that do the same for their trainers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 
 from simfluence._errors import UsageError
-from simfluence._evaluation import evaluate, length, preserved, to_device, token_mean_loss
-from simfluence._loading import Collated, CurriculumSampler, DataLoader, WithIds
+from simfluence._evaluation import counted, evaluate, preserved, to_device, token_mean_loss
+from simfluence._loading import Counted, CurriculumSampler, DataLoader, WithIds
 from simfluence._recorder import OnError, Recorder
 from simfluence._settings import optimizer_settings, run_settings
-from simfluence._tracker import UNKNOWN, Tracker, Weighting, listed, shares
+from simfluence._tracker import UNKNOWN, Tracker, Weighting, require_options, shares
 
 __all__ = [
     "CurriculumSampler",
@@ -36,8 +37,9 @@ __all__ = [
 class TrainingRecorder:
     """Record a training loop of your own.
 
-    A step is a call of `optimizer.step()`; its batch is what `loader` gave since the call before
-    (several batches where gradients are accumulated).
+    A step is a call of `optimizer.step()`. Its batch is what `loader` last gave before each backward
+    pass since the gradients were cleared (several batches where gradients are accumulated); batches
+    without a backward pass, or whose gradients were cleared without a step, were not trained on.
 
     Parameters
     ----------
@@ -54,14 +56,13 @@ class TrainingRecorder:
     train_examples, test_examples
         As for `simfluence.Recorder`; by default named by their places.
     eval_every : int
-        Evaluate the test examples after every so many steps, default 1.
+        Evaluate the test examples after every so many steps, default 1, and after the last; 0: only
+        before the first step and after the last.
     targets : callable, optional
         `targets(batch)` with the number of targets (tokens) of each example of a batch, where the
         loss is a mean over them; by default one each. It gets the batch as the loader gave it.
     weighting : {"micro", "step", "rank"}
         How the loss of a step comes about from its micro-batches, see `shares`; default `micro`.
-    last_step : int, optional
-        Number of the last step, after which test examples are evaluated in any case.
     on_error : {"raise", "warn"}
         See `simfluence.Recorder`; default `raise`.
     **options
@@ -95,7 +96,6 @@ class TrainingRecorder:
         eval_every: int = 1,
         targets: Callable[[Any], Any] | None = None,
         weighting: Weighting = "micro",
-        last_step: int | None = None,
         on_error: OnError = "raise",
         **options: Any,
     ) -> None:
@@ -105,16 +105,18 @@ class TrainingRecorder:
                 "simfluence.torch.DataLoader, which takes the arguments of torch's"
             )
         self.model, self.optimizer, self.loader = model, optimizer, loader
-        self.test_batches, self.example_loss = test_batches, example_loss
-        self.last_step, self.targets = last_step, targets
+        require_options(eval_every, weighting)
+        self.test_batches, self.example_loss, self.targets = test_batches, example_loss, targets
         self._rate: float | None = None
-        test_count = sum(length(batch) for batch in test_batches)
-        train_examples = len(loader.dataset) if train_examples is None else train_examples
+        test_count, failure = counted(test_batches)
+        dataset: Any = loader.dataset
+        train_examples = len(dataset) if train_examples is None else train_examples
         test_examples = test_count if test_examples is None else test_examples
         settings = {**run_settings(model), **options.pop("settings", {})}
         settings.setdefault("batch_size", loader.batch_size)
-        if targets is not None:
-            self._count_targets()
+        plain: Any = loader.collate_fn
+        plain = plain.collate if isinstance(plain, Counted) else plain
+        loader.collate_fn = plain if targets is None else Counted(plain, targets)
 
         def open_recorder() -> Recorder:
             return Recorder(
@@ -130,22 +132,12 @@ class TrainingRecorder:
         self.tracker = Tracker(
             open_recorder, self._evaluate, test_count, eval_every, weighting, on_error
         )
+        self.tracker._failed = failure
         self._hooks: list[Any] = []
-
-    def _count_targets(self) -> None:
-        """Let the loader note the number of targets with the ids of each batch."""
-        collate, targets = self.loader.collate_fn, self.targets
-
-        def counted(examples: list[Any]) -> Collated:
-            collated = collate(examples)
-            try:
-                counts = listed(targets(collated.batch))
-                collated.ids = list(zip(collated.ids, counts, strict=True))
-            except Exception:
-                collated.ids = [(one, UNKNOWN) for one in collated.ids]
-            return collated
-
-        self.loader.collate_fn = counted
+        #: How many batches of the loader were looked at, and those with gradients not yet applied.
+        self._looked = loader.given
+        self._pending: list[list[Any]] = []
+        self._warned = False
 
     def _evaluate(self, places: Sequence[int]) -> Any:
         device = next(self.model.parameters()).device
@@ -164,28 +156,65 @@ class TrainingRecorder:
     def start(self) -> TrainingRecorder:
         """Measure the losses before the first step, and follow the optimiser from now on."""
         self.tracker.begin()
+        self._looked = self.loader.given
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._trained = [p for p in trained if p.requires_grad]
         self._hooks = [
+            torch.autograd.graph.register_multi_grad_hook(
+                self._trained, self._before_gradients, mode="any"
+            ),
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
         ]
         return self
+
+    def _before_gradients(self, *_: Any) -> None:
+        """Note the batch of a backward pass, before its gradients are added to those there."""
+        if self._pending and all(p.grad is None or not p.grad.any() for p in self._trained):
+            self._pending = []
+        self._look()
+
+    def _look(self) -> None:
+        new = self.loader.given - self._looked
+        self._looked = self.loader.given
+        if new == 0:
+            return
+        if new > 1 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the loader gave {new} batches before one backward pass: only the last of them is "
+                "recorded as trained on; call backward() for each (gradients add up)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._pending.append(self.loader.newest)
+        self.loader.seen.clear()
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         # Before: a scheduler may change it as soon as the step is done.
         self._rate = float(optimizer.param_groups[0]["lr"])
 
     def _after_step(self, *_: Any) -> None:
-        while self.loader.seen:
-            ids = self.loader.seen.popleft()
-            if self.targets is None:
-                self.tracker.see(ids)
-            else:
-                self.tracker.see([one for one, _ in ids], [count for _, count in ids])
-        last = self.last_step is not None and self.tracker.steps + 1 == self.last_step
-        self.tracker.end_step(self._rate, last=last)
+        if not self._pending:
+            self._look()
+        pending, self._pending = self._pending, []
+        for ids in pending:
+            # Workers that live on may count targets for a recorder before this one, or not yet.
+            pairs = [one if isinstance(one, tuple) else (one, UNKNOWN) for one in ids]
+            counts = None if self.targets is None else [count for _, count in pairs]
+            self.tracker.see([one for one, _ in pairs], counts)
+        self.tracker.end_step(self._rate)
 
     def stop(self, aborted: bool = False) -> None:
-        """End the run."""
+        """End the run, and measure the losses after its last step.
+
+        Parameters
+        ----------
+        aborted : bool
+            End it before its last step, without measuring anything; default false.
+        """
+        if not aborted:
+            self.tracker.complete()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from functools import partial
+import math
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +26,13 @@ from simfluence._evaluation import evaluate, length, preserved, to_device, token
 from simfluence._loading import ID, CurriculumSampler, WithIds, split_ids
 from simfluence._recorder import OnError, Recorder
 from simfluence._settings import optimizer_settings, run_settings
-from simfluence._tracker import UNCOUNTED, UNKNOWN, Tracker, Weighting
+from simfluence._tracker import UNCOUNTED, UNKNOWN, Tracker, Weighting, require_options
 
 #: Columns of a dataset that describe its examples.
 _DESCRIBING = ("key", "dataset", "tags")
+
+#: Callbacks of trainings that have not ended.
+_unfinished: weakref.WeakSet[RecorderCallback] = weakref.WeakSet()
 
 
 class RecorderCallback(TrainerCallback):
@@ -38,8 +44,9 @@ class RecorderCallback(TrainerCallback):
 
     A step is an optimiser update. Its batch is that of all its micro-batches and processes, and an
     example's weight is its share of the loss as the trainer computes it: its share of the target
-    tokens of the whole step where the model takes `num_items_in_batch` (as current models do),
-    otherwise the mean over micro-batches of its share in each.
+    tokens of the whole step where the model divides its loss by `num_items_in_batch` (current
+    decoders do, which is found out by trying), otherwise the mean over micro-batches of its share in
+    each. A `compute_loss` of your own that divides by that number itself needs `weighting="step"`.
 
     Parameters
     ----------
@@ -58,7 +65,9 @@ class RecorderCallback(TrainerCallback):
         Default: the trainer's `per_device_eval_batch_size`.
     example_loss : callable, optional
         `example_loss(outputs, batch)`: the loss of each example, a tensor of shape (b,). Default:
-        mean negative log-likelihood per target token (`simfluence.torch.token_mean_loss`).
+        mean negative log-likelihood per target token (`simfluence.torch.token_mean_loss`), for
+        sequence classification also that of several labels, or the squared error of a regression;
+        it is compared with the model's own loss of the first test example, and must be the same.
     batch_loss : bool
         Also record the loss of each member of the batch in training mode, before the update, which
         optimizer-dynamics and cartography use. Costs a softmax over the logits. Default false.
@@ -99,13 +108,24 @@ class RecorderCallback(TrainerCallback):
             _described(train_dataset) if train_examples is None else train_examples
         )
         self.test_examples = _described(test_dataset) if test_examples is None else test_examples
+        require_options(eval_every, weighting)
+        if eval_batch_size is not None and eval_batch_size < 1:
+            raise UsageError(f"eval_batch_size is {eval_batch_size}; it must be at least 1")
         self.eval_every, self.eval_batch_size = eval_every, eval_batch_size
         self.example_loss, self.batch_loss, self.weighting = example_loss, batch_loss, weighting
         self.tracker: Tracker | None = None
-        self._hooks: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
         self._rate: float | None = None
         self._test_batches: list[Any] = []
-        self._recording = False
+        self._recording = self._warned = False
+        #: Ids and numbers of targets of the batches that were given and not trained on yet.
+        self._given: deque[torch.Tensor] = deque()
+        #: Of the micro-batch under way: whether the model was told the number of targets of the
+        #: step, and whether it got labels; losses of its examples.
+        self._call: tuple[bool, bool] | None = None
+        self._losses: torch.Tensor | None = None
+        #: Whether labels are shifted, and whether the model divides by the number it is told.
+        self._shift = self._scales = False
 
     @property
     def recorder(self) -> Recorder | None:
@@ -121,31 +141,88 @@ class RecorderCallback(TrainerCallback):
     ) -> None:
         """Measure the losses before the first step and follow the model's batches."""
         model, loader = kwargs["model"], kwargs["train_dataloader"]
-        shift = _shifts_labels(model)
-        loss = self.example_loss or (lambda outputs, batch: _token_loss(outputs, batch, shift))
+        self._end_what_broke_off()
+        self._given.clear()
+        self._shift = _shifts_labels(model)
+        self._scales = False
         self.tracker = Tracker(
             lambda: self._open(args, state, model, kwargs.get("optimizer")),
-            lambda places: self._evaluate(model, places, loss),
+            lambda places: self._evaluate(model, places),
             len(self.test_dataset),
             self.eval_every,
-            self.weighting or _weighting(model, args),
+            self.weighting or "micro",
             self.on_error,
         )
         # Whatever fails later: the ids must not reach the model.
-        take = model.register_forward_pre_hook(self._take_ids, prepend=True, with_kwargs=True)
-        self._hooks = [take]
+        self._undo = [
+            _taking(loader, self._take_batch),
+            model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True).remove,
+        ]
         if self.batch_loss:
-            hook = partial(self._note_losses, loss)
-            self._hooks.append(model.register_forward_hook(hook, with_kwargs=True))
+            hook = model.register_forward_hook(self._note_losses, with_kwargs=True)
+            self._undo.append(hook.remove)
         try:
-            collate = _find_collate(loader, shift)
+            inner = _with_ids(loader)
+            plain = inner.collate_fn
+            plain = plain.collate if isinstance(plain, _Collate) else plain
             size = self.eval_batch_size or args.per_device_eval_batch_size
             with preserved(model):
-                self._test_batches = self._collated(collate, size)
+                self._test_batches = self._collated(plain, size)
+                self._look_at_the_loss(model, plain)
+            inner.collate_fn = _Collate(plain, self._shift)
         except Exception as error:
             self.tracker._failed = error
         self.tracker.begin()
         self._recording = True
+        _unfinished.add(self)
+
+    def _end_what_broke_off(self) -> None:
+        """End runs of trainings that broke off, of which no callback is told."""
+        for other in list(_unfinished):
+            same = other.run == self.run and Path(other.run_set) == Path(self.run_set)
+            if other is self or (self.run is not None and same):
+                other._end(aborted=True)
+
+    def _look_at_the_loss(self, model: Any, collate: Callable[[list[Any]], Any]) -> None:
+        """Find out by trying how the model makes its loss, and whether ours is the same."""
+        for place in range(min(len(self.test_dataset), 16)):
+            one = dict(collate([self.test_dataset[place]]))
+            batch = to_device(one, next(model.parameters()).device)
+            outputs = model(**batch)
+            own = _own_loss(outputs)
+            # One without a single target says nothing.
+            if own is None or (math.isfinite(own) and own > 0):
+                break
+        if "labels" not in batch:
+            if self.example_loss is None:
+                raise UsageError(
+                    "the test examples have no labels, of which the default loss is made; give "
+                    "example_loss(outputs, batch), the loss of each example"
+                )
+            return
+        if own is None:
+            return
+        try:
+            first, second = (_own_loss(model(**batch, num_items_in_batch=n)) for n in (1, 4))
+            self._scales = first is not None and second is not None and second < 0.5 * first
+        except Exception:
+            # A model that does not take it; then the trainer does not give it, either.
+            self._scales = False
+        if self.example_loss is not None or getattr(outputs, "aux_loss", None) is not None:
+            return
+        # The trainer cannot know whether a model of one's own shifts its labels; its loss tells.
+        ours = {
+            shift: _example_loss(model, outputs, batch, shift)[0].item()
+            for shift in (self._shift, not self._shift)
+        }
+        self._shift = min(ours, key=lambda shift: abs(ours[shift] - own))
+        half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        if abs(ours[self._shift] - own) > (0.05 if half else 1e-3) * max(1.0, abs(own)):
+            raise UsageError(
+                f"the model's own loss of the first test example is {own:.4g}, while the mean "
+                f"negative log-likelihood per target of its labels is {ours[self._shift]:.4g}; give "
+                "example_loss(outputs, batch), the loss of each example"
+            )
 
     def _open(
         self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any
@@ -157,6 +234,7 @@ class RecorderCallback(TrainerCallback):
             "kind": "constant" if constant else kinds.get(kind),
             "warmup_steps": args.get_warmup_steps(state.max_steps) if kind != "constant" else 0,
         }
+        config = getattr(model, "config", None)
         settings = {
             **run_settings(model),
             "batch_size": args.train_batch_size
@@ -164,7 +242,7 @@ class RecorderCallback(TrainerCallback):
             * args.world_size,
             "planned_steps": state.max_steps,
             "loss": "mean negative log-likelihood per target token",
-            "extra": {"model": getattr(model.config, "_name_or_path", "") or type(model).__name__},
+            "extra": {"model": getattr(config, "_name_or_path", "") or type(model).__name__},
         }
         settings["software"]["transformers"] = transformers.__version__
         options = {**self.options}
@@ -187,24 +265,60 @@ class RecorderCallback(TrainerCallback):
             **options,
         )
 
-    def _take_ids(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Take the ids out of the model's input, and note them while it trains."""
-        noted = kwargs.pop(ID, None)
-        if noted is not None and self._recording and model.training and torch.is_grad_enabled():
-            self.tracker.see(noted[:, 0], noted[:, 1])
+    def _take_batch(self, batch: Any) -> None:
+        """Take the ids out of a batch that the loader gives, in the order of training."""
+        if isinstance(batch, MutableMapping) and ID in batch:
+            self._given.append(batch.pop(ID))
+
+    def _before(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Note with what the model is called while it trains."""
+        # In an epoch that is resumed the trainer has a loader that nobody has seen.
+        ids = kwargs.pop(ID, None)
+        if self._recording and model.training and torch.is_grad_enabled() and self._call is None:
+            self._call = (kwargs.get("num_items_in_batch") is not None, "labels" in kwargs)
+            if ids is not None:
+                self._given.append(ids)
         return args, kwargs
 
-    def _note_losses(
-        self, loss: Any, model: Any, args: Any, kwargs: dict[str, Any], outputs: Any
-    ) -> None:
-        micro = self.tracker.micro if self.tracker else []
-        if not micro or not model.training or "labels" not in kwargs:
+    def _note_losses(self, model: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
+        tracker = self.tracker
+        if tracker is None or self._call is None or self._losses is not None or not model.training:
+            return
+        if "labels" not in kwargs:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "batch_loss: the losses of the batches are not recorded, because the model "
+                    "gets no labels (the trainer makes the loss itself)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             return
         try:
             with torch.no_grad():
-                micro[-1].losses = loss(outputs, kwargs)
+                self._losses = self._loss(model, outputs, kwargs)
         except Exception as error:
-            self.tracker._failed = error
+            tracker._failed = error
+
+    def _end_micro(self, args: TrainingArguments) -> None:
+        """Note the micro-batch that was just trained on."""
+        tracker, call, losses = self.tracker, self._call, self._losses
+        self._call = self._losses = None
+        if tracker is None:
+            return
+        if self._given:
+            ids = self._given.popleft()
+            tracker.see(ids[:, 0], ids[:, 1], losses)
+        if self.weighting is None and call is not None:
+            # Where the trainer took the labels away it makes the loss itself, and scales it.
+            counted, labelled = call
+            whole: Weighting = "step" if args.average_tokens_across_devices else "rank"
+            tracker.weighting = whole if counted and (self._scales or not labelled) else "micro"
+
+    def _loss(self, model: Any, outputs: Any, batch: Any) -> torch.Tensor:
+        if self.example_loss is not None:
+            return self.example_loss(outputs, batch)
+        return _example_loss(model, outputs, batch, self._shift)
 
     def _collated(self, collate: Callable[[list[Any]], Any], size: int) -> list[Any]:
         count = len(self.test_dataset)
@@ -215,7 +329,7 @@ class RecorderCallback(TrainerCallback):
                 raise UsageError(UNCOUNTED)
         return batches
 
-    def _evaluate(self, model: Any, places: Sequence[int], loss: Any) -> list[float]:
+    def _evaluate(self, model: Any, places: Sequence[int]) -> list[float]:
         device = next(model.parameters()).device
         config = getattr(_inner(model), "config", None)
         # Given labels the model would take a mean loss of its own, which costs as much as ours;
@@ -226,7 +340,7 @@ class RecorderCallback(TrainerCallback):
         def losses(batch: Any) -> torch.Tensor:
             moved = to_device(dict(batch), device)
             outputs = model(**{k: v for k, v in moved.items() if k not in held_back})
-            return loss(outputs, moved)
+            return self._loss(model, outputs, moved)
 
         return evaluate(model, self._test_batches, places, losses)
 
@@ -240,23 +354,55 @@ class RecorderCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record the step."""
+        self._end_micro(args)
         last = state.global_step >= state.max_steps or control.should_training_stop
-        self.tracker.end_step(self._rate, state.global_step, last)
+        if self.tracker is not None:
+            self.tracker.end_step(self._rate, state.global_step, last)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note a micro-batch."""
+        self._end_micro(args)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what an epoch that ended early was given and did not train on."""
+        self._given.clear()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the losses after the last step, if training was told to stop."""
+        if control.should_training_stop and self.tracker is not None:
+            self.tracker.complete()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Bring to the disk what a run that goes on from this checkpoint needs."""
-        self.tracker.flush()
+        if self.tracker is not None:
+            if control.should_training_stop:
+                self.tracker.complete()
+            self.tracker.flush()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """End the run."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._recording = [], False
-        self.tracker.finish(aborted=state.global_step < state.max_steps)
+        replaced = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        if self.tracker is not None and not replaced:
+            self.tracker.complete()
+        self._end(aborted=state.global_step < state.max_steps)
+
+    def _end(self, aborted: bool) -> None:
+        for undo in self._undo:
+            undo()
+        self._undo, self._recording = [], False
+        _unfinished.discard(self)
+        if self.tracker is not None:
+            self.tracker.finish(aborted)
 
 
 def use_curriculum(trainer: transformers.Trainer, sampler: CurriculumSampler) -> None:
@@ -265,6 +411,18 @@ def use_curriculum(trainer: transformers.Trainer, sampler: CurriculumSampler) ->
     Its `per_device_train_batch_size` times `gradient_accumulation_steps` must be the batch size of
     the plan; run it in one process. For the learning rates of the plan give the trainer
     `optimizers=(optimizer, sampler.rates(optimizer))`.
+
+    Parameters
+    ----------
+    trainer : transformers.Trainer
+        A trainer of `callback.train_dataset`.
+    sampler : CurriculumSampler
+        The run.
+
+    Raises
+    ------
+    UsageError
+        The batches of the plan are not of the trainer's size.
     """
     size = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
     if any(len(batch) != size for batch in sampler.batches):
@@ -272,7 +430,7 @@ def use_curriculum(trainer: transformers.Trainer, sampler: CurriculumSampler) ->
             f"the trainer's batches have {size} examples (per_device_train_batch_size × "
             f"gradient_accumulation_steps), those of the plan {len(sampler.batches[0])}"
         )
-    trainer._get_train_sampler = lambda *_: sampler
+    setattr(trainer, "_get_train_sampler", lambda *_: sampler)  # noqa: B010 (a method)
 
 
 class _Collate:
@@ -301,19 +459,32 @@ class _Collate:
         return labels.ne(-100).flatten(1).sum(1).tolist()
 
 
-def _find_collate(loader: Any, shift: bool) -> Callable[[list[Any]], Any]:
-    """Let the loader carry ids; gives the collator as it was."""
+def _taking(loader: Any, take: Callable[[Any], None]) -> Callable[[], None]:
+    """Let `take` see every batch before the trainer does; gives what undoes it."""
+    kind = type(loader)
+
+    class Taking(kind):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Iterator[Any]:
+            for batch in kind.__iter__(self):
+                take(batch)
+                yield batch
+
+    Taking.__name__, Taking.__qualname__ = kind.__name__, kind.__qualname__
+    # accelerate's loaders answer for `__class__` with that of the loader inside.
+    become = object.__dict__["__class__"].__set__
+    become(loader, Taking)
+    return lambda: become(loader, kind)
+
+
+def _with_ids(loader: Any) -> Any:
+    """Give the loader whose examples know their places."""
     inner = getattr(loader, "base_dataloader", loader)
     if not isinstance(inner.dataset, WithIds):
         raise UsageError(
             "the trainer's examples do not know their places; give it callback.train_dataset: "
             "Trainer(…, train_dataset=callback.train_dataset)"
         )
-    if isinstance(inner.collate_fn, _Collate):
-        return inner.collate_fn.collate
-    plain = inner.collate_fn
-    inner.collate_fn = _Collate(plain, shift)
-    return plain
+    return inner
 
 
 def _inner(model: Any) -> Any:
@@ -329,20 +500,32 @@ def _shifts_labels(model: Any) -> bool:
     return causal and not getattr(getattr(inner, "config", None), "is_encoder_decoder", False)
 
 
-def _weighting(model: Any, args: TrainingArguments) -> Weighting:
-    """How the trainer makes the loss of a step of its micro-batches."""
-    inner = _inner(model)
-    takes = getattr(inner, "accepts_loss_kwargs", None)
-    if takes is None:
-        parameters = inspect.signature(inner.forward).parameters.values()
-        takes = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
-    if not takes:
-        return "micro"
-    return "step" if args.average_tokens_across_devices else "rank"
+def _own_loss(outputs: Any) -> float | None:
+    """The loss that the model made of its labels, if it made one."""
+    if isinstance(outputs, Mapping):
+        loss = outputs.get("loss")
+    else:
+        loss = outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", None)
+    return loss.item() if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
 
 
-def _token_loss(outputs: Any, batch: Any, shift: bool) -> torch.Tensor:
-    return token_mean_loss(outputs, batch, shift=shift)
+def _example_loss(model: Any, outputs: Any, batch: Any, shift: bool) -> torch.Tensor:
+    """The loss of each example as transformers' models make it of logits and labels."""
+    labels = batch["labels"]
+    outputs_of_one = getattr(getattr(_inner(model), "config", None), "num_labels", None) == 1
+    logits = outputs["logits"] if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if logits is None or not (labels.is_floating_point() or (outputs_of_one and labels.dim() == 1)):
+        return token_mean_loss(outputs, batch, shift=shift)
+    kind = getattr(_inner(model).config, "problem_type", None)
+    wanted = labels.to(logits.device).float().reshape(logits.shape)
+    if kind == "regression" or outputs_of_one:
+        losses = torch.nn.functional.mse_loss(logits.float(), wanted, reduction="none")
+    else:
+        functional = torch.nn.functional
+        losses = functional.binary_cross_entropy_with_logits(
+            logits.float(), wanted, reduction="none"
+        )
+    return losses.flatten(1).mean(1)
 
 
 def _described(dataset: Any) -> Any:

@@ -2,10 +2,10 @@
 
 use crate::curves::Curves;
 use crate::errors;
-use crate::work::interruptible;
+use crate::work::{interruptible, released};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use simfluence::core::{Artifact, Curriculum, Step, Trajectory};
+use simfluence::core::{Artifact, Curriculum, Scores, Step, Trajectory};
 use simfluence::program::GivenScores;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub fn simulate(
     py: Python<'_>,
     arguments: Vec<String>,
 ) -> PyResult<(String, Curves, Option<Curves>, Option<Curves>, Option<f64>)> {
-    let simulated = py.detach(|| simfluence::program::simulate(&arguments));
+    let simulated = released(py, || simfluence::program::simulate(&arguments))?;
     let simulated = simulated.map_err(errors::program)?;
     let banded = simulated.banded.as_ref();
     Ok((
@@ -105,8 +105,8 @@ pub fn compare(
     Ok((compared.table, compared.json, compared.csv))
 }
 
-/// Makes simulators of scores `[train × test]`, given row by row: the bytes of the files of the
-/// scores, of their simulator and of their calibrated simulator.
+/// Makes simulators of scores `[train × test]`, given row by row: the bytes of the files of their
+/// simulator and of their calibrated simulator.
 #[pyfunction]
 pub fn additive(
     py: Python<'_>,
@@ -115,20 +115,31 @@ pub fn additive(
     reference_learning_rate: Option<f64>,
     has_natural_unit: bool,
     arguments: Vec<String>,
-) -> PyResult<(Vec<u8>, Vec<u8>, Vec<u8>)> {
+) -> PyResult<(Vec<u8>, Vec<u8>)> {
     let given = GivenScores {
         method,
         values: scores.as_slice()?.to_vec(),
         reference_learning_rate,
         has_natural_unit,
     };
-    let made = py.detach(|| simfluence::program::additive(given, &arguments));
+    let made = released(py, || simfluence::program::additive(given, &arguments))?;
     let made = made.map_err(errors::program)?;
-    Ok((
-        bytes(&made.scores)?,
-        bytes(&made.simulator)?,
-        bytes(&made.calibrated)?,
-    ))
+    Ok((bytes(&made.simulator)?, bytes(&made.calibrated)?))
+}
+
+/// The scores in the bytes of a scores file or of an additive simulator, as a scores file of the
+/// method `name`.
+#[pyfunction]
+pub fn scores(data: &[u8], name: String) -> PyResult<Vec<u8>> {
+    let artifact = Artifact::from_bytes(data).map_err(errors::error)?;
+    let read = Scores::read(&artifact).map_err(errors::error)?;
+    bytes(
+        &Scores {
+            method: name,
+            ..read
+        }
+        .to_artifact(),
+    )
 }
 
 /// The text entries of a scores or simulator file.

@@ -20,7 +20,7 @@ use pyo3::prelude::*;
 mod native {
     #[pymodule_export]
     use crate::analysis::{
-        additive, compare, describe, fit, program, simulate, what_if, write_curriculum,
+        additive, compare, describe, fit, program, scores, simulate, what_if, write_curriculum,
     };
     #[pymodule_export]
     use crate::curves::Curves;

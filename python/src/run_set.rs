@@ -5,6 +5,7 @@ use crate::recorder::{RunRecorder, options};
 use crate::tables::{
     ArrowTable, float_lists, floats, number_lists, numbers, small_number_lists, text_lists, texts,
 };
+use crate::work::{released, require_threads};
 use crate::{errors, tables};
 use pyo3::prelude::*;
 use simfluence::core::{Example, Examples, RunInfo};
@@ -57,7 +58,7 @@ impl RunSetFolder {
     /// Opens a run set.
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let set = py.detach(|| RunSet::open(&path)).map_err(errors::run_set)?;
+        let set = released(py, || RunSet::open(&path))?.map_err(errors::run_set)?;
         Ok(Self { set })
     }
 
@@ -68,6 +69,7 @@ impl RunSetFolder {
         train: Vec<GivenExample>,
         test: Vec<GivenExample>,
     ) -> PyResult<Self> {
+        require_threads()?;
         let set = RunSet::create_or_open(&path, &examples(train)?, &examples(test)?);
         Ok(Self {
             set: set.map_err(errors::run_set)?,
@@ -142,18 +144,18 @@ impl RunSetFolder {
 
     /// Names of the metrics of a run.
     fn metrics(&self, py: Python<'_>, run: &str) -> PyResult<Vec<String>> {
-        py.detach(|| self.set.metrics(run)).map_err(errors::run_set)
+        released(py, || self.set.metrics(run))?.map_err(errors::run_set)
     }
 
     /// One metric of a run.
     fn curves(&self, py: Python<'_>, run: &str, metric: &str) -> PyResult<Curves> {
-        let read = py.detach(|| self.set.read_metric(run, metric));
+        let read = released(py, || self.set.read_metric(run, metric))?;
         Curves::new(py, &read.map_err(errors::run_set)?)
     }
 
     /// What a run was trained on, one row per step.
     fn steps(&self, py: Python<'_>, run: &str) -> PyResult<ArrowTable> {
-        let read = py.detach(|| self.set.read_step_records(run));
+        let read = released(py, || self.set.read_step_records(run))?;
         let rows = read.map_err(errors::run_set)?;
         let number = |r: &simfluence::recorder::StepRecord| r.number.unwrap_or_default();
         ArrowTable::new(vec![
@@ -194,7 +196,7 @@ impl RunSetFolder {
         Vec<Option<Vec<f32>>>,
         Vec<Option<Vec<f32>>>,
     )> {
-        let read = py.detach(|| self.set.read_step_records(run));
+        let read = released(py, || self.set.read_step_records(run))?;
         let rows = read.map_err(errors::run_set)?;
         let (mut batches, mut rates) = (Vec::new(), Vec::new());
         let (mut weights, mut batch_losses) = (Vec::new(), Vec::new());
@@ -209,7 +211,7 @@ impl RunSetFolder {
 
     /// One metric of a run as a long table.
     fn losses(&self, py: Python<'_>, run: &str, metric: &str) -> PyResult<ArrowTable> {
-        let read = py.detach(|| self.set.read_metric(run, metric));
+        let read = released(py, || self.set.read_metric(run, metric))?;
         let trajectory = read.map_err(errors::run_set)?;
         let test = self.set.test_examples().as_slice();
         let (mut steps, mut ids, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -276,13 +278,12 @@ impl RunSetFolder {
 /// Everything that is in a run set and what is wrong with it, as JSON.
 #[pyfunction]
 pub fn check(py: Python<'_>, path: PathBuf) -> PyResult<String> {
-    let report = py.detach(|| simfluence::recorder::check(&path));
+    let report = released(py, || simfluence::recorder::check(&path))?;
     serde_json::to_string(&report.map_err(errors::run_set)?).map_err(errors::error)
 }
 
 /// Makes one run set of several; gives the ids of its runs.
 #[pyfunction]
 pub fn merge(py: Python<'_>, sources: Vec<PathBuf>, target: PathBuf) -> PyResult<Vec<String>> {
-    py.detach(|| simfluence::recorder::merge(&sources, &target))
-        .map_err(errors::run_set)
+    released(py, || simfluence::recorder::merge(&sources, &target))?.map_err(errors::run_set)
 }

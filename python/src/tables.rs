@@ -4,9 +4,11 @@ use arrow_array::builder::{Float32Builder, ListBuilder, UInt16Builder, UInt32Bui
 use arrow_array::ffi::FFI_ArrowSchema;
 use arrow_array::ffi_stream::FFI_ArrowArrayStream;
 use arrow_array::{
-    ArrayRef, Float32Array, RecordBatch, RecordBatchIterator, StringArray, UInt32Array,
+    ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, NullArray, RecordBatch,
+    RecordBatchIterator, RecordBatchOptions, StringArray, UInt32Array, UInt64Array,
 };
-use arrow_schema::ArrowError;
+use arrow_schema::{ArrowError, Schema};
+use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 use std::sync::Arc;
@@ -29,8 +31,58 @@ impl ArrowTable {
     }
 }
 
+/// A column as Python has it: an array, or a list with `None` where there is nothing.
+#[derive(FromPyObject)]
+pub enum Given<'py> {
+    Ids(PyReadonlyArray1<'py, u32>),
+    Floats(PyReadonlyArray1<'py, f32>),
+    Texts(Vec<Option<String>>),
+    Flags(Vec<Option<bool>>),
+    Integers(Vec<Option<i64>>),
+    Large(Vec<Option<u64>>),
+    Doubles(Vec<Option<f64>>),
+}
+
+impl Given<'_> {
+    fn array(self) -> PyResult<ArrayRef> {
+        Ok(match self {
+            Self::Ids(values) => Arc::new(UInt32Array::from(values.as_slice()?.to_vec())),
+            Self::Floats(values) => Arc::new(Float32Array::from(values.as_slice()?.to_vec())),
+            // A list of nothing could have been of any type.
+            Self::Texts(values) if values.iter().all(Option::is_none) => {
+                Arc::new(NullArray::new(values.len()))
+            }
+            Self::Texts(values) => Arc::new(StringArray::from(values)),
+            Self::Flags(values) => Arc::new(BooleanArray::from(values)),
+            Self::Integers(values) => Arc::new(Int64Array::from(values)),
+            Self::Large(values) => Arc::new(UInt64Array::from(values)),
+            Self::Doubles(values) => Arc::new(Float64Array::from(values)),
+        })
+    }
+}
+
 #[pymethods]
 impl ArrowTable {
+    /// A table of named columns of one length.
+    #[new]
+    fn of(columns: Vec<(String, Given<'_>)>) -> PyResult<Self> {
+        let columns: Vec<(String, ArrayRef)> = columns
+            .into_iter()
+            .map(|(name, given)| Ok((name, given.array()?)))
+            .collect::<PyResult<_>>()?;
+        if columns.is_empty() {
+            let no_rows = RecordBatchOptions::new().with_row_count(Some(0));
+            let batch =
+                RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &no_rows);
+            let batch = batch.map_err(crate::errors::error)?;
+            return Ok(Self { batch });
+        }
+        let named = columns
+            .iter()
+            .map(|(name, array)| (name.as_str(), array.clone()));
+        Self::new(named.collect())
+    }
+
     /// The columns as a stream of Arrow record batches; `requested_schema` is not looked at, which
     /// the interface allows.
     #[pyo3(signature = (requested_schema = None))]

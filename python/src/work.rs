@@ -1,25 +1,54 @@
 //! Long work that Ctrl-C, or the stop button of a notebook, ends.
 
+use crate::errors;
 use crate::progress::PythonProgress;
 use pyo3::prelude::*;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 /// How often Python is asked for signals.
 const EVERY: Duration = Duration::from_millis(50);
 
+/// The process that first read, recorded or computed something; 0 before that.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// Work is done by threads, which a forked process does not have: it would wait for them forever.
+///
+/// # Errors
+/// This process was forked from one that had worked before.
+pub fn require_threads() -> PyResult<()> {
+    let me = std::process::id();
+    match OWNER.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(owner) if owner != me => Err(errors::Error::new_err(
+            "this process was forked from one that had used simfluence, and lacks its threads; start it anew: multiprocessing.get_context(\"spawn\")",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Does `work` without the interpreter's lock.
+///
+/// # Errors
+/// As [`require_threads`].
+pub fn released<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult<T> {
+    require_threads()?;
+    Ok(py.detach(work))
+}
+
 /// Does `work` on a thread of its own, without the interpreter's lock, while this one listens for
 /// signals: Python's handlers run on the main thread only. If one of them raises, `work` ends where
 /// it next tells of progress.
 ///
 /// # Errors
-/// What a signal handler raised (`KeyboardInterrupt`).
+/// What a signal handler raised (`KeyboardInterrupt`); as [`require_threads`].
 pub fn interruptible<T: Send>(
     py: Python<'_>,
     progress: Option<Py<PyAny>>,
     work: impl FnOnce(&PythonProgress) -> T + Send,
 ) -> PyResult<T> {
+    require_threads()?;
     let progress = PythonProgress::new(progress);
     let outcome = py.detach(|| {
         let (done, finished) = mpsc::channel();

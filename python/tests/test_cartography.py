@@ -41,5 +41,8 @@ def test_without_losses_of_the_batches_it_says_what_to_do(tmp_path):
     with simfluence.Recorder(tmp_path, 1, 1) as recorder:
         recorder.log_initial([1.0])
         recorder.log_step([0])
-    with pytest.raises(simfluence.UsageError, match="batch_loss=True"):
-        simfluence.cartography(tmp_path, "run-000")
+    for run in ("run-000", 0):
+        with pytest.raises(simfluence.UsageError, match="batch_loss=True"):
+            simfluence.cartography(tmp_path, run)
+    with pytest.raises(simfluence.UsageError, match="no run 1"):
+        simfluence.cartography(tmp_path, 1)

@@ -68,6 +68,11 @@ def test_merge_maps_examples_by_key(tmp_path):
     merged = simfluence.merge([tmp_path / "one", tmp_path / "two"], tmp_path / "all")
     assert merged.train_keys == ["a", "b", "c"]
     assert merged["two"].batches == [[2]] and merged["one"].batches == [[1]]
+    opened = [simfluence.open(tmp_path / name) for name in ("one", "two")]
+    assert simfluence.merge(opened, tmp_path / "again").ids == ["one", "two"]
+    for one in (opened[0], opened[0].path, str(opened[0].path)):
+        with pytest.raises(simfluence.UsageError, match="sequence of run sets"):
+            simfluence.merge(one, tmp_path / "no")
     with simfluence.Recorder(tmp_path / "three", {"a": "other"}, ["x"]):
         pass
     with pytest.raises(simfluence.RunSetError, match='"a"'):

@@ -93,3 +93,59 @@ def test_a_loader_of_torch_is_a_warning_and_no_recording(tmp_path):
     with pytest.warns(RuntimeWarning, match=r"simfluence\.torch\.DataLoader"):
         seen = fit(tmp_path, callback, loader=torch.utils.data.DataLoader)
     assert len(seen) == 10
+
+
+class Stop(pl.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= 7
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_last_step_is_evaluated_when_training_is_stopped(tmp_path):
+    module = Module()
+    torch.manual_seed(7)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, max_epochs=3,
+        callbacks=[recorded(tmp_path, eval_every=6), Stop()],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(DATA, batch_size=4, shuffle=True))
+    run = simfluence.open(tmp_path / "runs")["run-000"]
+    assert run.curves().steps.tolist() == [0, 6, len(run.batches)]
+    module.eval()
+    with torch.no_grad():
+        after = torch.cat([example_loss(module, batch) for batch in TEST]).numpy()
+    assert np.allclose(run.losses[-1], after)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_test_batches_have_the_precision_of_the_module(tmp_path, precision):
+    module = Module()
+    fit(tmp_path, recorded(tmp_path), module=module, precision=precision, max_epochs=1)
+    run = simfluence.open(tmp_path / "runs")["run-000"]
+    assert run.status == "complete" and len(run.batches) == 5
+    assert np.isfinite(run.losses).all() and run.losses.shape == (6, 5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loaders_may_be_made_anew_for_every_epoch(tmp_path):
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(DATA, batch_size=4, shuffle=True)
+
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, max_epochs=3,
+        callbacks=[recorded(tmp_path)], reload_dataloaders_every_n_epochs=1,
+    )  # fmt: skip
+    trainer.fit(Module(), datamodule=Data())
+    run = simfluence.open(tmp_path / "runs")["run-000"]
+    assert run.status == "complete"
+    assert sorted(one for b in run.batches for one in b) == sorted([*range(20)] * 3)
+
+
+def test_test_batches_that_cannot_be_counted_are_a_warning(tmp_path):
+    callback = RecorderCallback(tmp_path / "runs", [object()], example_loss)
+    with pytest.warns(RuntimeWarning, match="how many examples"):
+        assert len(fit(tmp_path, callback)) == 10

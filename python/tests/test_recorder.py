@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -243,3 +244,41 @@ def test_the_example_in_the_documentation_is_true():
 
     failed, tried = doctest.testmod(_recorder)
     assert failed == 0 and tried > 0
+
+
+def test_settings_that_the_format_does_not_have_are_refused(tmp_path):
+    for wrong in ({"settings": {"batchsize": 8}}, {"design": {"splt": "held-out"}}):
+        with pytest.raises(simfluence.UsageError, match="there are"):
+            simfluence.Recorder(tmp_path, 2, 2, **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_was_forked_leaves_the_run_alone(tmp_path):
+    with simfluence.Recorder(tmp_path, 2, 1, segment_rows=4) as recorder:
+        recorder.log_initial([1.0])
+        for _ in range(6):
+            recorder.log_step([0, 1], losses=[0.5])
+        child = os.fork()
+        if child == 0:
+            try:
+                recorder.log_step([0, 1], losses=[9.0])
+            except simfluence.Error as error:
+                os._exit(0 if "forked" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        child = os.fork()
+        if child == 0:
+            del recorder
+            os._exit(0)
+        os.waitpid(child, 0)
+        for _ in range(3):
+            recorder.log_step([1], losses=[0.25])
+    run = simfluence.open(tmp_path)["run-000"]
+    assert run.status == "complete" and run.losses[:, 0].tolist() == [1.0] + [0.5] * 6 + [0.25] * 3
+
+
+def test_a_process_that_was_forked_says_that_it_lacks_threads(run_set):
+    simfluence.fit(run_set, "simfluence-linear")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        with pytest.raises(simfluence.Error, match="spawn"):
+            pool.apply(simfluence.open, [run_set])
