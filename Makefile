@@ -26,6 +26,7 @@ PARITY := $(CACHE)/python-parity
 CARGO_FLAGS := --release --features torch
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/simfluence
 
+.PHONY: python-tests-environment parity-environment
 .PHONY: demo test test-python wheel parity bench-python bench check setup build clean-demo what-if
 
 demo: build
@@ -43,14 +44,14 @@ test-python: wheel
 	cd python/tests && OMP_WAIT_POLICY=PASSIVE $(PYTHON_BIN)/python -m pytest -c ../pyproject.toml -p no:cacheprovider
 
 # The wheel has no LibTorch in it, whatever is set up for the rest.
-wheel: $(PYTHON_TESTS)/ready
+wheel: python-tests-environment
 	rm -rf $(PYTHON_TESTS)/wheel
 	env -u LIBTORCH -u LIBTORCH_USE_PYTORCH $(PYTHON_BIN)/maturin build --release --locked \
 		--interpreter $(PYTHON_BIN)/python --manifest-path python/Cargo.toml --out $(PYTHON_TESTS)/wheel
 	$(PYTHON_BIN)/python -m pip install --quiet --force-reinstall --no-deps $(PYTHON_TESTS)/wheel/*.whl
 
 # Scores that other libraries computed, judged on real runs; prints the table of python/README.md.
-parity: wheel $(PARITY)/ready
+parity: wheel parity-environment
 	cd python/parity && PYTHONPATH=$(PARITY)/site OMP_WAIT_POLICY=PASSIVE $(PYTHON_BIN)/python -m pytest \
 		-c ../pyproject.toml -p no:cacheprovider
 
@@ -92,19 +93,24 @@ $(VENV)/ready:
 	@$(VENV)/bin/python -c 'import sysconfig, os; print(os.path.join(sysconfig.get_path("purelib"), "torch"))' > $@.tmp
 	@mv $@.tmp $@
 
+# Environments are made anew when what they should hold changes; `ready` says what they hold.
 # torch from PyPI brings the CUDA libraries with it, without which it cannot be imported: 5 GB.
-$(PYTHON_TESTS)/ready: python/tests/requirements.txt
-	@echo "Setting up the environment of the Python tests in $(PYTHON_TESTS)" >&2
-	@rm -rf $(PYTHON_TESTS) && mkdir -p $(CACHE)
-	@$(PYTHON) -m venv $(PYTHON_TESTS)
-	@$(PYTHON_BIN)/python -m pip install --quiet -r $<
-	@touch $@
+python-tests-environment: python/tests/requirements.txt
+	@cmp -s $< $(PYTHON_TESTS)/ready || { \
+		set -e; \
+		echo "Setting up the environment of the Python tests in $(PYTHON_TESTS)" >&2; \
+		rm -rf $(PYTHON_TESTS); mkdir -p $(CACHE); \
+		$(PYTHON) -m venv $(PYTHON_TESTS); \
+		$(PYTHON_BIN)/python -m pip install --quiet -r $<; \
+		cp $< $(PYTHON_TESTS)/ready; }
 
-$(PARITY)/ready: python/parity/requirements.txt $(PYTHON_TESTS)/ready
-	@echo "Setting up what the Python package is compared with in $(PARITY)" >&2
-	@rm -rf $(PARITY) && mkdir -p $(PARITY)
-	@$(PYTHON_BIN)/python -m pip install --quiet --no-deps --target $(PARITY)/site -r $<
-	@touch $@
+parity-environment: python/parity/requirements.txt python-tests-environment
+	@cmp -s $< $(PARITY)/ready || { \
+		set -e; \
+		echo "Setting up what the Python package is compared with in $(PARITY)" >&2; \
+		rm -rf $(PARITY); mkdir -p $(PARITY); \
+		$(PYTHON_BIN)/python -m pip install --quiet --no-deps --target $(PARITY)/site -r $<; \
+		cp $< $(PARITY)/ready; }
 
 clean-demo:
 	rm -rf $(DEMO)
