@@ -69,6 +69,25 @@ def test_a_recorded_run_is_bit_for_bit_the_run_that_is_not_recorded(tmp_path, ac
     assert all(torch.equal(a, b) for a, b in zip(plain[1], with_recorder[1], strict=True))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accelerator_config": {"dispatch_batches": True}},
+        {"accelerator_config": {"split_batches": True}},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+        {"neftune_noise_alpha": 5.0},
+        {"bf16": True},
+        {"gradient_checkpointing": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_so_it_is_with_other_settings_of_the_trainer(tmp_path, settings):
+    plain = train(tmp_path, tiny.model(), **settings)
+    assert plain[0] == train(tmp_path, tiny.model(), recorded(tmp_path), **settings)[0]
+    run = run_of(tmp_path)
+    assert sorted(one for batch in run.batches for one in batch) == sorted([*range(22)] * 2)
+
+
 def test_every_example_is_trained_on_once_per_epoch(tmp_path):
     train(tmp_path, tiny.model(), recorded(tmp_path))
     run = run_of(tmp_path)
