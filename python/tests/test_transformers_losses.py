@@ -312,3 +312,29 @@ def test_a_run_goes_on_in_the_process_in_which_it_broke_off(tmp_path):
     train(tmp_path, tiny.model(), whole, collate=tiny.collate)
     assert np.array_equal(run.losses, run_of(tmp_path, "whole").losses)
     assert copy.copy(run.batches) == run_of(tmp_path, "whole").batches
+
+
+class Bare(torch.nn.Module):
+    """A model that takes no labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(tiny.WORDS, tiny.WORDS)
+
+    def forward(self, input_ids):
+        return {"logits": self.embed(input_ids)}
+
+
+class Outside(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(input_ids=inputs["input_ids"])
+        logits, labels = outputs["logits"].flatten(0, 1), inputs["labels"].flatten()
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_a_model_without_labels_is_recorded(tmp_path):
+    callback = RecorderCallback(tmp_path / "runs", TOKENS, TOKENS[:3], on_error="raise")
+    settings = dict(max_steps=2, remove_unused_columns=False)
+    train(tmp_path, Bare(), callback, trainer=Outside, **settings)
+    assert run_of(tmp_path).losses.shape == (3, 3)
