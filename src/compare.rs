@@ -46,7 +46,7 @@ struct Fitted {
 /// Runs the subcommand.
 pub fn run(args: &CompareArgs, progress: &dyn Progress) -> Result<()> {
     if !args.learning_curve.is_empty() {
-        let open = OpenRuns::read(&args.run_set)?;
+        let open = OpenRuns::read(&args.run_set, progress)?;
         let split = open.split(&args.split)?;
         let thinned = thinned(&split.train, args);
         let fitting = for_fitting(&split, thinned.as_deref());
@@ -94,7 +94,7 @@ impl Judged {
 
 /// Fits the methods and judges them; `--format` and `--plots` are not looked at.
 pub fn judge(args: &CompareArgs, progress: &dyn Progress) -> Result<Judged> {
-    let open = OpenRuns::read(&args.run_set)?;
+    let open = OpenRuns::read(&args.run_set, progress)?;
     let split = open.split(&args.split)?;
     let thinned = thinned(&split.train, args);
     let fitting = for_fitting(&split, thinned.as_deref());

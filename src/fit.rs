@@ -170,7 +170,7 @@ pub fn fit(args: &FitArgs, progress: &dyn Progress) -> Result<(Artifact, Report)
     if args.method != FitMethod::OptimizerDynamics {
         args.datasets.refuse("--method is another")?;
     }
-    let open = OpenRuns::read(&args.run_set)?;
+    let open = OpenRuns::read(&args.run_set, progress)?;
     let split = open.split(&args.split)?;
     let (train_keys, test_keys) = (
         open.set.train_examples().keys(),

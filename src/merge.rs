@@ -2,11 +2,12 @@
 
 use crate::cli::MergeArgs;
 use anyhow::Result;
+use simfluence_core::Progress;
 use simfluence_recorder::merge;
 
 /// Runs the subcommand.
-pub fn run(args: &MergeArgs) -> Result<()> {
-    let runs = merge(&args.run_sets, &args.out)?;
+pub fn run(args: &MergeArgs, progress: &dyn Progress) -> Result<()> {
+    let runs = merge(&args.run_sets, &args.out, progress)?;
     println!(
         "{}: {} runs of {} run sets",
         args.out.display(),

@@ -86,7 +86,7 @@ pub fn run(args: &PlanArgs, run_set: &Path, progress: &dyn Progress) -> Result<(
             args.runs
         );
     }
-    let open = OpenRuns::read(run_set)?;
+    let open = OpenRuns::read(run_set, progress)?;
     let mut train = training_runs(&open, &args.train_runs)?;
     let seed = args.seed.unwrap_or(0);
     let given = DatasetsArgs {

@@ -60,12 +60,12 @@ fn dispatch(command: &Command) -> anyhow::Result<()> {
         Command::Record(args) => record::run(args, &progress),
         Command::SaveModel(args) => save_model::run(args),
         Command::Import(args) => import::run(args),
-        Command::Merge(args) => merge::run(args),
+        Command::Merge(args) => merge::run(args, &progress),
         Command::Check(args) => check::run(args),
         Command::Fit(args) => fitting::run(args, &progress),
         Command::Attribute(args) => attribute::run(args, &progress),
         Command::Report(args) => report::run(args),
-        Command::Simulate(args) => simulating::run(args),
+        Command::Simulate(args) => simulating::run(args, &progress),
         Command::Whatif(args) => whatif::run(args, &progress),
         Command::Compare(args) => comparing::run(args, &progress),
         Command::Reproduce(args) => reproduce::run(args, &progress),
@@ -168,12 +168,16 @@ pub struct Additive {
 /// # Errors
 /// Wrong arguments; another number of scores than training times test examples; a score that is
 /// not finite; no training run to fit the gain on.
-pub fn additive(scores: GivenScores, arguments: &[String]) -> Result<Additive, ProgramError> {
+pub fn additive(
+    scores: GivenScores,
+    arguments: &[String],
+    progress: &dyn Progress,
+) -> Result<Additive, ProgramError> {
     let out = ["--out".to_owned(), "none".to_owned()];
     let Command::Fit(args) = parse("fit", arguments.iter().chain(&out))? else {
         unreachable!("the first argument names the subcommand");
     };
-    Ok(attribute::given::simulators(scores, &args)?)
+    Ok(attribute::given::simulators(scores, &args, progress)?)
 }
 
 /// A simulated run.
@@ -191,15 +195,15 @@ pub struct Simulated {
 ///
 /// # Errors
 /// Wrong arguments; whatever the subcommand fails with.
-pub fn simulate(arguments: &[String]) -> Result<Simulated, ProgramError> {
+pub fn simulate(arguments: &[String], progress: &dyn Progress) -> Result<Simulated, ProgramError> {
     let Command::Simulate(args) = parse("simulate", arguments)? else {
         unreachable!("the first argument names the subcommand");
     };
-    Ok(simulate_with(&args)?)
+    Ok(simulate_with(&args, progress)?)
 }
 
-fn simulate_with(args: &SimulateArgs) -> anyhow::Result<Simulated> {
-    Ok(simulating::simulate(args)?.1)
+fn simulate_with(args: &SimulateArgs, progress: &dyn Progress) -> anyhow::Result<Simulated> {
+    Ok(simulating::simulate(args, progress)?.1)
 }
 
 /// The answer to a what-if.

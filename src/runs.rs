@@ -1,48 +1,47 @@
 //! Opening a run set and splitting its runs, as several subcommands do.
 
 use crate::cli::SplitArgs;
-use anyhow::{Context, Result, bail};
-use simfluence_core::{Run, Simulator};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use simfluence_core::{Progress, Run, Simulator};
 use simfluence_evaluation::{RunSelection, SplitRuns, SplitSettings, split_runs};
 use simfluence_recorder::{RunSet, read_artifact};
 use std::path::Path;
 
-/// A run set with all its runs read.
+/// A run set with its runs read.
 pub struct OpenRuns {
     /// The run set.
     pub set: RunSet,
-    /// Its runs, by id.
+    /// Its runs, by id: all, or those that were asked for.
     pub runs: Vec<Run>,
 }
 
 impl OpenRuns {
     /// Reads the whole run set.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let set = RunSet::open(folder)?;
-        let ids = set.run_ids()?;
-        if ids.is_empty() {
-            bail!("{}: the run set has no runs yet", folder.display());
-        }
-        let runs = set.read_runs(&ids)?;
+    pub fn read(folder: &Path, progress: &dyn Progress) -> Result<Self> {
+        let (set, ids) = open(folder)?;
+        let runs = set.read_runs(&ids, progress)?;
         Ok(Self { set, runs })
     }
 
-    /// Reads one run of a run set, or all of them if there is no such run.
-    pub fn read_one(folder: &Path, id: &str) -> Result<Self> {
-        let set = RunSet::open(folder)?;
-        if !set.has_run(id) {
-            return Self::read(folder);
+    /// Reads the runs with these ids only; the first one of the run set if there are none.
+    pub fn read_only(folder: &Path, wanted: &[&str], progress: &dyn Progress) -> Result<Self> {
+        let (set, ids) = open(folder)?;
+        if let Some(unknown) = wanted.iter().find(|id| !set.has_run(id)) {
+            return Err(no_such_run(unknown, ids.iter().map(String::as_str)));
         }
-        let runs = vec![set.read_run(id)?];
+        let mut ids = ids;
+        match wanted {
+            [] => ids.truncate(1),
+            _ => ids.retain(|id| wanted.contains(&id.as_str())),
+        }
+        let runs = set.read_runs(&ids, progress)?;
         Ok(Self { set, runs })
     }
 
     /// The run with this id.
     pub fn run(&self, id: &str) -> Result<&Run> {
-        self.runs.iter().find(|r| r.id == id).with_context(|| {
-            let known: Vec<&str> = self.runs.iter().map(|r| r.id.as_str()).collect();
-            format!("there is no run {id:?}; the runs are: {}", known.join(", "))
-        })
+        let found = self.runs.iter().find(|r| r.id == id);
+        found.ok_or_else(|| no_such_run(id, self.runs.iter().map(|r| r.id.as_str())))
     }
 
     /// Splits the runs; tells on standard error which are left out and why.
@@ -88,6 +87,21 @@ impl OpenRuns {
         }
         Ok(())
     }
+}
+
+/// A run set and the ids of its runs, of which there is one at least.
+fn open(folder: &Path) -> Result<(RunSet, Vec<String>)> {
+    let set = RunSet::open(folder)?;
+    let ids = set.run_ids()?;
+    if ids.is_empty() {
+        bail!("{}: the run set has no runs yet", folder.display());
+    }
+    Ok((set, ids))
+}
+
+fn no_such_run<'a>(id: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let known: Vec<&str> = known.collect();
+    anyhow!("there is no run {id:?}; the runs are: {}", known.join(", "))
 }
 
 /// What the arguments say about the split.

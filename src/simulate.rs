@@ -4,7 +4,7 @@ use crate::cli::SimulateArgs;
 use crate::program::Simulated;
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result};
-use simfluence_core::{Banded, Examples, Trajectory};
+use simfluence_core::{Banded, Examples, Progress, Trajectory};
 use simfluence_recorder::{read_curriculum, write_banded, write_trajectory};
 use std::io::Write;
 
@@ -13,8 +13,8 @@ use std::io::Write;
 const FAR: f64 = 2.0;
 
 /// Runs the subcommand.
-pub fn run(args: &SimulateArgs) -> Result<()> {
-    let (test, simulated) = simulate(args)?;
+pub fn run(args: &SimulateArgs, progress: &dyn Progress) -> Result<()> {
+    let (test, simulated) = simulate(args, progress)?;
     let (trajectory, banded) = (&simulated.trajectory, simulated.banded.as_ref());
     let Some(path) = &args.out else {
         return print_csv(trajectory, banded, &test);
@@ -34,11 +34,10 @@ pub fn run(args: &SimulateArgs) -> Result<()> {
 }
 
 /// Simulates what the arguments ask for; gives the test examples, too. `--out` is not looked at.
-pub fn simulate(args: &SimulateArgs) -> Result<(Examples, Simulated)> {
-    let open = match (&args.run, &args.initial_from) {
-        (Some(id), None) => OpenRuns::read_one(&args.run_set, id)?,
-        _ => OpenRuns::read(&args.run_set)?,
-    };
+pub fn simulate(args: &SimulateArgs, progress: &dyn Progress) -> Result<(Examples, Simulated)> {
+    let wanted = [&args.run, &args.initial_from];
+    let wanted: Vec<&str> = wanted.into_iter().flatten().map(String::as_str).collect();
+    let open = OpenRuns::read_only(&args.run_set, &wanted, progress)?;
     let simulator = open.load_simulator(&args.simulator)?;
     let curriculum = match (&args.curriculum, &args.run) {
         (Some(path), _) => read_curriculum(path, open.train_count())?,

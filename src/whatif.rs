@@ -83,8 +83,8 @@ pub fn answer(args: &WhatifArgs, progress: &dyn Progress) -> Result<Answered> {
     }
     // A fit needs all runs; a simulator that is there needs none but the edited one.
     let open = match args.simulator {
-        Some(_) => OpenRuns::read_one(&args.run_set, &args.run)?,
-        None => OpenRuns::read(&args.run_set)?,
+        Some(_) => OpenRuns::read_only(&args.run_set, &[&args.run], progress)?,
+        None => OpenRuns::read(&args.run_set, progress)?,
     };
     let base = open.run(&args.run)?;
     let has_group = |example: &Example| example.column(&args.group_by).is_some();

@@ -228,7 +228,7 @@ fn what_is_wrong_is_said_with_what_to_do() {
         "--run-set",
         "runs",
         "--run",
-        "x",
+        run,
     ];
     let message = fail(path, &args);
     assert!(message.contains("empty.safetensors"), "{message}");

@@ -145,7 +145,7 @@ fn geometric(logs: &[f64]) -> String {
 fn run_set(folder: &Path, starts: u64, draws: u64) -> Result<Vec<Outcome>, Failure> {
     let set = RunSet::open(folder)?;
     let task = Task::load(&folder.join("task.toml"))?;
-    let runs = set.read_runs(&set.run_ids()?)?;
+    let runs = set.read_runs(&set.run_ids()?, &NoProgress)?;
     let split = split_runs(&runs, &SplitSettings::default())?;
     let (datasets, dataset_of) = set.train_examples().groups("dataset");
     let groups: Vec<u32> = dataset_of.iter().map(|&g| g as u32).collect();

@@ -49,7 +49,9 @@ def open(run_set: Path_) -> RunSet:
     return RunSet(run_set)
 
 
-def merge(run_sets: Sequence[RunSet | Path_], out: Path_) -> RunSet:
+def merge(
+    run_sets: Sequence[RunSet | Path_], out: Path_, *, progress: bool | None = None
+) -> RunSet:
     """Make one run set of several that were recorded in different places.
 
     Parameters
@@ -58,6 +60,8 @@ def merge(run_sets: Sequence[RunSet | Path_], out: Path_) -> RunSet:
         Examples are the same if their keys are; ids of runs must differ.
     out : path
         Folder of the new run set.
+    progress : bool, optional
+        Whether to draw a progress bar; by default in terminals and notebooks.
 
     Returns
     -------
@@ -72,7 +76,8 @@ def merge(run_sets: Sequence[RunSet | Path_], out: Path_) -> RunSet:
     """
     if isinstance(run_sets, (RunSet, str, os.PathLike)):
         raise UsageError(f"run_sets must be a sequence of run sets, not one: [{run_sets!r}]")
-    _native.merge([_path(one) for one in run_sets], Path(out))
+    sources = [_path(one) for one in run_sets]
+    _native.merge(sources, Path(out), _progress.bar(progress))
     return RunSet(out)
 
 
@@ -255,6 +260,7 @@ def simulate(
     weights: Sequence[Sequence[float]] | None = None,
     initial_from: str | int | Run | None = None,
     level: float = 0.9,
+    progress: bool | None = None,
 ) -> Simulated:
     """Simulate a run: what would the losses of all test examples be at every step?
 
@@ -275,6 +281,8 @@ def simulate(
         Run whose losses before the first step are started from; by default `run`, or the first.
     level : float
         Share of real losses that the bands are to hold, between 0 and 1.
+    progress : bool, optional
+        Whether to draw a progress bar; by default in terminals and notebooks.
 
     Returns
     -------
@@ -303,7 +311,7 @@ def simulate(
         if initial_from is not None:
             arguments += ["--initial-from", _id(opened, initial_from)]
         with _python_names():
-            return Simulated(_native.simulate(arguments), opened)
+            return Simulated(_native.simulate(arguments, _progress.bar(progress)), opened)
 
 
 def _write_curriculum(path: Path, run_set: RunSet, batches: Any, rates: Any, weights: Any) -> None:
@@ -671,6 +679,7 @@ def from_scores(
     train_runs: Runs | None = None,
     test_runs: Runs | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Simulator:
     """Make a simulator of attribution scores that another library computed.
 
@@ -697,6 +706,8 @@ def from_scores(
         Add the predicted effect to the mean of the training runs, instead of to `L_0`.
     train_runs, test_runs, seed
         Which runs the gain is fitted on, as for `fit`.
+    progress : bool, optional
+        Whether to draw a progress bar; by default in terminals and notebooks.
 
     Returns
     -------
@@ -740,7 +751,14 @@ def from_scores(
         values = -values
     arguments = [str(opened.path), *_flags(_split(opened, train_runs, test_runs, seed))]
     with _python_names():
-        made = _native.additive(name, values, reference_learning_rate, natural_unit, arguments)
+        made = _native.additive(
+            name,
+            values,
+            reference_learning_rate,
+            natural_unit,
+            arguments,
+            _progress.bar(progress),
+        )
     return Simulator(made[1] if calibrated else made[0])
 
 

@@ -2,7 +2,7 @@
 
 use crate::curves::Curves;
 use crate::errors;
-use crate::work::{interruptible, released};
+use crate::work::interruptible;
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use simfluence::core::{Artifact, Curriculum, Scores, Step, Trajectory};
@@ -44,8 +44,11 @@ fn curves(py: Python<'_>, trajectory: Option<&Trajectory>) -> PyResult<Option<Cu
 pub fn simulate(
     py: Python<'_>,
     arguments: Vec<String>,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<(String, Curves, Option<Curves>, Option<Curves>, Option<f64>)> {
-    let simulated = released(py, || simfluence::program::simulate(&arguments))?;
+    let simulated = interruptible(py, progress, |progress| {
+        simfluence::program::simulate(&arguments, progress)
+    })?;
     let simulated = simulated.map_err(errors::program)?;
     let banded = simulated.banded.as_ref();
     Ok((
@@ -115,6 +118,7 @@ pub fn additive(
     reference_learning_rate: Option<f64>,
     has_natural_unit: bool,
     arguments: Vec<String>,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<(Vec<u8>, Vec<u8>)> {
     let given = GivenScores {
         method,
@@ -122,7 +126,9 @@ pub fn additive(
         reference_learning_rate,
         has_natural_unit,
     };
-    let made = released(py, || simfluence::program::additive(given, &arguments))?;
+    let made = interruptible(py, progress, |progress| {
+        simfluence::program::additive(given, &arguments, progress)
+    })?;
     let made = made.map_err(errors::program)?;
     Ok((bytes(&made.simulator)?, bytes(&made.calibrated)?))
 }

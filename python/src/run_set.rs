@@ -5,7 +5,7 @@ use crate::recorder::{RunRecorder, options};
 use crate::tables::{
     ArrowTable, float_lists, floats, number_lists, numbers, small_number_lists, text_lists, texts,
 };
-use crate::work::{released, require_threads};
+use crate::work::{interruptible, released, require_threads};
 use crate::{errors, tables};
 use pyo3::prelude::*;
 use simfluence::core::{Example, Examples, RunInfo};
@@ -284,6 +284,14 @@ pub fn check(py: Python<'_>, path: PathBuf) -> PyResult<String> {
 
 /// Makes one run set of several; gives the ids of its runs.
 #[pyfunction]
-pub fn merge(py: Python<'_>, sources: Vec<PathBuf>, target: PathBuf) -> PyResult<Vec<String>> {
-    released(py, || simfluence::recorder::merge(&sources, &target))?.map_err(errors::run_set)
+pub fn merge(
+    py: Python<'_>,
+    sources: Vec<PathBuf>,
+    target: PathBuf,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Vec<String>> {
+    interruptible(py, progress, |progress| {
+        simfluence::recorder::merge(&sources, &target, progress)
+    })?
+    .map_err(errors::run_set)
 }

@@ -285,9 +285,20 @@ def test_the_interpreter_is_free_while_a_simulator_is_fitted(run_set):
     assert sum(started < at < ended for at in ticks) > 3
 
 
-def test_progress_is_drawn_where_asked_for(run_set, capsys):
-    simfluence.fit(run_set, "simfluence-linear", progress=True)
-    assert "%|" in capsys.readouterr().err
+def test_progress_is_drawn_where_asked_for(run_set, linear, tmp_path, capsys):
+    scores = np.ones(simfluence.open(run_set)._native.counts, np.float32)
+    for work in (
+        lambda **show: simfluence.fit(run_set, "simfluence-linear", **show),
+        lambda **show: simfluence.simulate(linear, run_set, "train-000", **show),
+        lambda **show: simfluence.whatif(run_set, 0, drop="red", simulator=linear, **show),
+        lambda **show: simfluence.compare(run_set, simulators=[linear], resamples=100, **show),
+        lambda **show: simfluence.from_scores(run_set, scores, "ones", **show),
+        lambda **show: simfluence.merge([run_set], tmp_path / str(show["progress"]), **show),
+    ):
+        work(progress=True)
+        assert "%|" in capsys.readouterr().err
+        work(progress=False)
+        assert "%|" not in capsys.readouterr().err
 
 
 def test_an_option_that_is_not_known_is_said_so(run_set):
@@ -398,7 +409,13 @@ def test_curves_are_long_tables_with_their_bands(run_set):
     assert "high" not in answer.real.to_polars().columns
 
 
-def test_ctrl_c_ends_long_work(run_set, monkeypatch):
+@pytest.mark.parametrize("what", ["fit", "simulate", "merge"])
+def test_ctrl_c_ends_long_work(run_set, linear, tmp_path, monkeypatch, what):
+    work = {
+        "fit": lambda: simfluence.fit(run_set, "optimizer-dynamics"),
+        "simulate": lambda: simfluence.simulate(linear, run_set, 0),
+        "merge": lambda: simfluence.merge([run_set], tmp_path / "merged"),
+    }[what]
     noticed, events = threading.Event(), []
 
     def handler(*_):
@@ -415,7 +432,7 @@ def test_ctrl_c_ends_long_work(run_set, monkeypatch):
     before = signal.signal(signal.SIGINT, handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            simfluence.fit(run_set, "optimizer-dynamics")
+            work()
     finally:
         signal.signal(signal.SIGINT, before)
     assert events[0] == "begin" and events[-1] == "end"

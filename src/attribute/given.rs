@@ -4,13 +4,13 @@ use crate::cli::FitArgs;
 use crate::program::{Additive, GivenScores};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
-use simfluence_core::{Fit, NoProgress, Scores};
+use simfluence_core::{Fit, Progress, Scores};
 use simfluence_simulators::additive::{FitAdditive, FitCalibrated, Gain};
 use std::collections::BTreeMap;
 
 /// The simulators of scores, their gains fitted on the training runs.
-pub fn simulators(given: GivenScores, args: &FitArgs) -> Result<Additive> {
-    let open = OpenRuns::read(&args.run_set)?;
+pub fn simulators(given: GivenScores, args: &FitArgs, progress: &dyn Progress) -> Result<Additive> {
+    let open = OpenRuns::read(&args.run_set, progress)?;
     let split = open.split(&args.split)?;
     let (train, test) = (open.set.train_examples(), open.set.test_examples());
     if given.values.len() != train.len() * test.len() {
@@ -48,8 +48,8 @@ pub fn simulators(given: GivenScores, args: &FitArgs) -> Result<Additive> {
     };
     let count = open.train_count();
     Ok(Additive {
-        simulator: (fitted.fit(&split.train, count, &NoProgress)?).to_artifact(),
-        calibrated: (calibrated.fit(&split.train, count, &NoProgress)?).to_artifact(),
+        simulator: (fitted.fit(&split.train, count, progress)?).to_artifact(),
+        calibrated: (calibrated.fit(&split.train, count, progress)?).to_artifact(),
         scores: scores.to_artifact(),
     })
 }

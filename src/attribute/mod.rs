@@ -53,7 +53,7 @@ pub struct Request<'a> {
 /// Runs the subcommand.
 pub fn run(args: &AttributeArgs, progress: &dyn Progress) -> Result<()> {
     settings::check(args)?;
-    let open = OpenRuns::read(&args.run_set)?;
+    let open = OpenRuns::read(&args.run_set, progress)?;
     let split = open.split(&args.split)?;
     if args.method == AttributionMethod::LeaveOut {
         return run_leave_out(args, &open, &split, progress);

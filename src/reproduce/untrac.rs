@@ -89,7 +89,7 @@ fn of_group(
     progress: &dyn Progress,
 ) -> Result<Vec<SettingReport>> {
     let folder = record(args, name, task, data, settings, progress)?;
-    let open = OpenRuns::read(&folder)?;
+    let open = OpenRuns::read(&folder, progress)?;
     settings
         .iter()
         .map(|setting| of_setting(args, &open, setting, progress))

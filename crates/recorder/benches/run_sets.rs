@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rand::RngExt;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use simfluence_core::{Example, Examples, RunInfo, RunStatus, Step};
+use simfluence_core::{Example, Examples, NoProgress, RunInfo, RunStatus, Step};
 use simfluence_recorder::{Losses, Recorder, RecorderOptions, RunSet, StepRecord};
 use std::hint::black_box;
 use std::path::Path;
@@ -84,7 +84,7 @@ fn read(c: &mut Criterion) {
     group.sample_size(20);
     group.throughput(Throughput::Bytes((ids.len() * 501 * TESTS * 4) as u64));
     group.bench_function("24_runs_500_steps_1000_tests", |b| {
-        b.iter(|| black_box(set.read_runs(&ids).unwrap()));
+        b.iter(|| black_box(set.read_runs(&ids, &NoProgress).unwrap()));
     });
     group.finish();
 }

@@ -6,11 +6,12 @@ use crate::reader::Parts;
 use crate::record::{LOSS, Losses, StepRecord};
 use crate::recorder::{Recorder, RecorderOptions};
 use crate::run_set::RunSet;
-use simfluence_core::{Example, Examples, RunStatus};
+use simfluence_core::{Example, Examples, Progress, RunStatus};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// Makes a new run set in `target` of all runs of several run sets; gives the ids of the runs.
+/// Makes a new run set in `target` of all runs of several run sets, and tells `progress` of each;
+/// gives the ids of the runs.
 ///
 /// Examples are the same if their keys are: each key gets one id, in the order in which the sources
 /// have them, and the batches and evaluations of the runs are written with these ids. Where a
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// `target` until then stays there.
 ///
 /// ```
-/// use simfluence_core::{Example, Examples, RunInfo, RunStatus, Step};
+/// use simfluence_core::{Example, Examples, NoProgress, RunInfo, RunStatus, Step};
 /// use simfluence_recorder::{Recorder, RecorderOptions, RunSet, StepRecord, merge};
 ///
 /// let folder = tempfile::tempdir()?;
@@ -42,12 +43,12 @@ use std::path::{Path, PathBuf};
 ///     sources.push(path);
 /// }
 /// let target = folder.path().join("all");
-/// assert_eq!(merge(&sources, &target)?, ["a", "b"]);
+/// assert_eq!(merge(&sources, &target, &NoProgress)?, ["a", "b"]);
 /// let run = RunSet::open(&target)?.read_run("b")?;
 /// assert_eq!(run.curriculum.steps()[0].batch, [1]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn merge(sources: &[PathBuf], target: &Path) -> Result<Vec<String>> {
+pub fn merge(sources: &[PathBuf], target: &Path, progress: &dyn Progress) -> Result<Vec<String>> {
     let sets: Vec<RunSet> = sources
         .iter()
         .map(|path| RunSet::open(path))
@@ -57,8 +58,9 @@ pub fn merge(sources: &[PathBuf], target: &Path) -> Result<Vec<String>> {
     }
     let train = Union::of(&sets, "training", RunSet::train_examples)?;
     let test = Union::of(&sets, "test", RunSet::test_examples)?;
-    require_different_runs(&sets)?;
+    let count = require_different_runs(&sets)?;
     let merged = RunSet::create(target, &train.examples, &test.examples)?;
+    progress.begin("merging runs", count as u64);
     for (index, set) in sets.iter().enumerate() {
         let places = Places {
             train: &train.places[index],
@@ -67,8 +69,10 @@ pub fn merge(sources: &[PathBuf], target: &Path) -> Result<Vec<String>> {
         };
         for run in set.run_ids()? {
             copy(set, &run, &merged, &places)?;
+            progress.advance(1);
         }
     }
+    progress.end();
     merged.run_ids()
 }
 
@@ -117,7 +121,8 @@ fn is_identity(places: &[u32], count: usize) -> bool {
     places.len() == count && places.iter().zip(0..).all(|(&id, place)| id == place)
 }
 
-fn require_different_runs(sets: &[RunSet]) -> Result<()> {
+/// Gives their number.
+fn require_different_runs(sets: &[RunSet]) -> Result<usize> {
     let mut seen: BTreeMap<String, &Path> = BTreeMap::new();
     for set in sets {
         for run in set.run_ids()? {
@@ -134,7 +139,7 @@ fn require_different_runs(sets: &[RunSet]) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(seen.len())
 }
 
 /// Where the examples of a source stand in the merged run set.

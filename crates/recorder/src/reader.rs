@@ -10,7 +10,7 @@ use crate::run_set::RunSet;
 use crate::schema::Table;
 use crate::{lock, segment, table_file};
 use rayon::prelude::*;
-use simfluence_core::{Curriculum, Run, RunInfo, RunStatus, Trajectory};
+use simfluence_core::{Curriculum, Progress, Run, RunInfo, RunStatus, Trajectory};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -82,15 +82,25 @@ impl RunSet {
         })
     }
 
-    /// Reads several runs in parallel, in the order of `runs`.
+    /// Reads several runs in parallel, in the order of `runs`; tells `progress` of each.
     ///
     /// # Errors
     /// As [`RunSet::read_run`], for the first run in order that cannot be read.
-    pub fn read_runs<S: AsRef<str> + Sync>(&self, runs: &[S]) -> Result<Vec<Run>> {
+    pub fn read_runs<S: AsRef<str> + Sync>(
+        &self,
+        runs: &[S],
+        progress: &dyn Progress,
+    ) -> Result<Vec<Run>> {
+        progress.begin("reading runs", runs.len() as u64);
         let read: Vec<Result<Run>> = runs
             .par_iter()
-            .map(|run| self.read_run(run.as_ref()))
+            .map(|run| {
+                let read = self.read_run(run.as_ref());
+                progress.advance(1);
+                read
+            })
             .collect();
+        progress.end();
         read.into_iter().collect()
     }
 

@@ -1,6 +1,6 @@
 //! Run sets recorded in different places become one.
 
-use simfluence_core::{Artifact, Example, Examples, RunInfo, RunStatus, Step};
+use simfluence_core::{Artifact, Example, Examples, NoProgress, RunInfo, RunStatus, Step};
 use simfluence_recorder::{
     LOSS, Losses, Recorder, RecorderError, RecorderOptions, RunSet, StepRecord, check, merge,
 };
@@ -48,7 +48,10 @@ fn runs_keep_what_was_recorded_under_the_new_ids() {
         recorded(&at("one"), &["a", "b"], &["x", "y"], "first"),
         recorded(&at("two"), &["b", "c"], &["y", "z"], "second"),
     ];
-    assert_eq!(merge(&sources, &at("all")).unwrap(), ["first", "second"]);
+    assert_eq!(
+        merge(&sources, &at("all"), &NoProgress).unwrap(),
+        ["first", "second"]
+    );
     assert!(check(&at("all")).unwrap().is_whole());
     let set = RunSet::open(&at("all")).unwrap();
     assert_eq!(set.train_examples().keys(), ["a", "b", "c"]);
@@ -74,7 +77,7 @@ fn a_run_set_merged_alone_holds_the_same_runs() {
     let folder = tempfile::tempdir().unwrap();
     let source = recorded(&folder.path().join("one"), &["a", "b"], &["x"], "run");
     let target = folder.path().join("copy");
-    merge(std::slice::from_ref(&source), &target).unwrap();
+    merge(std::slice::from_ref(&source), &target, &NoProgress).unwrap();
     let (before, after) = (
         RunSet::open(&source).unwrap(),
         RunSet::open(&target).unwrap(),
@@ -93,7 +96,7 @@ fn the_same_key_with_other_content_is_an_error() {
     let one = recorded(&at("one"), &["a"], &["x"], "first");
     let other = Examples::new(vec![Example::new("a", "another dataset")]).unwrap();
     RunSet::create(&at("two"), &other, &examples(&["x"])).unwrap();
-    let error = merge(&[one, at("two")], &at("all")).unwrap_err();
+    let error = merge(&[one, at("two")], &at("all"), &NoProgress).unwrap_err();
     assert!(matches!(&error, RecorderError::ConflictingExample { key, .. } if key == "a"));
     assert!(!at("all").exists());
 }
@@ -106,13 +109,13 @@ fn two_runs_of_one_id_are_an_error() {
         recorded(&at("one"), &["a"], &["x"], "run"),
         recorded(&at("two"), &["a"], &["x"], "run"),
     ];
-    let error = merge(&sources, &at("all")).unwrap_err();
+    let error = merge(&sources, &at("all"), &NoProgress).unwrap_err();
     assert!(matches!(&error, RecorderError::RunTwice { run, .. } if run == "run"));
 }
 
 #[test]
 fn nothing_to_merge_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
-    let error = merge(&[], &folder.path().join("all")).unwrap_err();
+    let error = merge(&[], &folder.path().join("all"), &NoProgress).unwrap_err();
     assert!(matches!(error, RecorderError::NothingToMerge));
 }

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use proptest::prelude::*;
 use simfluence_core::{
-    Edit, EditKind, Optimizer, RunDesign, RunInfo, RunStatus, Schedule, Split, Step,
+    Edit, EditKind, NoProgress, Optimizer, RunDesign, RunInfo, RunStatus, Schedule, Split, Step,
 };
 use simfluence_recorder::{LOSS, Losses, Recorder, RecorderOptions, RunSet, StepRecord};
 use std::time::Duration;
@@ -176,7 +176,7 @@ fn several_runs_come_back_in_the_order_asked_for() {
         assert_recorded(&set, id, steps);
     }
     assert_eq!(set.run_ids().unwrap(), vec!["a", "b", "c"]);
-    let runs = set.read_runs(&["c", "a", "b"]).unwrap();
+    let runs = set.read_runs(&["c", "a", "b"], &NoProgress).unwrap();
     let lengths: Vec<usize> = runs.iter().map(|r| r.curriculum.len()).collect();
     assert_eq!(lengths, vec![0, 9, 3]);
 }
