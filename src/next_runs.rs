@@ -304,6 +304,7 @@ fn questions(args: &PlanArgs, open: &OpenRuns, design: &Design) -> Result<Vec<Qu
     let drawn = design.draw(
         DesignSettings {
             runs: 0,
+            ordinary: 0,
             held_out: DIVERSIFIED_QUESTIONS,
             held_out_ordinary: 1,
             suite: SuiteSettings {
@@ -415,6 +416,7 @@ fn candidates(args: &PlanArgs, open: &OpenRuns, design: &Design) -> Result<Vec<P
     let mut drawn = design.draw(
         DesignSettings {
             runs: args.pool,
+            ordinary: 0,
             held_out: 0,
             held_out_ordinary: 0,
             suite: SuiteSettings {

@@ -73,7 +73,8 @@ class Plan:
             The counterfactual suite: `bases` (how many held-out runs are edited, 0 for none),
             `kinds`, `repeat`, `blocked_orders`, `kept_pairs`, `learning_rate_factors`.
         **settings
-            `segments`, `concentration`, `learning_rate_factors` of diversified runs.
+            `segments`, `concentration`, `subsets`, `learning_rate_factors` of diversified runs, and
+            `ordinary`: how many of the training runs are ordinary.
 
         Returns
         -------

@@ -42,6 +42,9 @@ pub struct DesignSettings {
     pub kind: DesignKind,
     /// Number of training runs, default 24.
     pub runs: u32,
+    /// How many of the training runs, the first ones, are ordinary, default 0. They show what the
+    /// runs that users edit are like.
+    pub ordinary: u32,
     /// Number of held-out runs of the same kind, default 8.
     pub held_out: u32,
     /// Number of ordinary held-out runs besides, default 2. They are what most people train, so
@@ -54,6 +57,10 @@ pub struct DesignSettings {
     /// Concentration of the Dirichlet distribution of a segment's mixture, default 0.4: the
     /// smaller, the more one dataset dominates a segment.
     pub concentration: f64,
+    /// Whether datasets are left out, default false: from a whole run each with a probability of a
+    /// quarter, and from each of several segments all but a random subset of those that remain,
+    /// every size as likely as the others. Mixtures are over what is left then.
+    pub subsets: bool,
     /// Range of a diversified run's learning-rate factor, drawn log-uniformly, default
     /// `[0.5, 2]`; a fair coin chooses a constant rate or linear decay.
     pub learning_rate_factors: [f64; 2],
@@ -68,11 +75,13 @@ impl Default for DesignSettings {
         Self {
             kind: DesignKind::Diversified,
             runs: 24,
+            ordinary: 0,
             held_out: 8,
             held_out_ordinary: 2,
             subset: None,
             segments: [3, 6],
             concentration: 0.4,
+            subsets: false,
             learning_rate_factors: [0.5, 2.0],
             suite: SuiteSettings::default(),
             seed: 0,
@@ -159,19 +168,24 @@ pub fn draw_plan(
     check(settings, shape, datasets, dataset_of)?;
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     let mut plan = Vec::new();
-    for (count, split, name) in [
-        (settings.runs, Split::Train, "train"),
-        (settings.held_out, Split::HeldOut, "held-out"),
+    for (count, ordinary_count, split, name) in [
+        (settings.runs, settings.ordinary, Split::Train, "train"),
+        (settings.held_out, 0, Split::HeldOut, "held-out"),
     ] {
         for index in 0..count {
-            let curriculum = match settings.kind {
+            let kind = if index < ordinary_count {
+                DesignKind::Ordinary
+            } else {
+                settings.kind
+            };
+            let curriculum = match kind {
                 DesignKind::Ordinary => ordinary(settings, shape, dataset_of.len(), &mut rng),
                 DesignKind::Diversified => {
                     diversified(settings, shape, datasets.len(), dataset_of, &mut rng)
                 }
             };
             let id = format!("{name}-{index:03}");
-            plan.push(planned(id, settings.kind, split, curriculum, &mut rng));
+            plan.push(planned(id, kind, split, curriculum, &mut rng));
         }
     }
     for index in 0..settings.held_out_ordinary {
@@ -255,6 +269,10 @@ fn check(
         && (subset == 0 || subset as usize > n)
     {
         return refuse("design.subset", subset.to_string(), format!("1 to {n}"));
+    }
+    if settings.ordinary > settings.runs {
+        let wanted = format!("at most the {} training runs", settings.runs);
+        return refuse("design.ordinary", settings.ordinary.to_string(), wanted);
     }
     let [fewest, most] = settings.segments;
     if fewest == 0 || fewest > most || most > shape.steps {
@@ -341,9 +359,23 @@ fn diversified(
         },
         warmup_steps: shape.schedule.warmup_steps,
     };
+    let several = lengths.len() > 1;
+    let left_out = if settings.subsets {
+        leave_out(&pools, rng)
+    } else {
+        Vec::new()
+    };
     let mut steps = Vec::with_capacity(shape.steps as usize);
     for length in lengths {
-        let weights = mixture(settings.concentration, &pools, rng);
+        let mut weights = mixture(settings.concentration, &pools, rng);
+        if settings.subsets {
+            for (weight, _) in weights.iter_mut().zip(&left_out).filter(|(_, out)| **out) {
+                *weight = 0.0;
+            }
+            if several {
+                keep_some(&mut weights, rng);
+            }
+        }
         for _ in 0..length {
             let batch = (0..shape.batch_size)
                 .map(|_| pools[choose(&weights, rng)].next(rng))
@@ -386,6 +418,28 @@ fn mixture(concentration: f64, pools: &[Pool], rng: &mut ChaCha8Rng) -> Vec<f64>
         if weights.iter().sum::<f64>() > 0.0 {
             return weights;
         }
+    }
+}
+
+/// Which datasets a run does without: each with a probability of a quarter, but not all that have
+/// examples.
+fn leave_out(pools: &[Pool], rng: &mut ChaCha8Rng) -> Vec<bool> {
+    loop {
+        let out: Vec<bool> = pools.iter().map(|_| rng.random_range(0..4) == 0).collect();
+        let mut kept = pools.iter().zip(&out);
+        if kept.any(|(pool, &out)| !out && !pool.members.is_empty()) {
+            return out;
+        }
+    }
+}
+
+/// Sets all but a random subset of the positive weights to 0; its size is uniform over 1 to all.
+fn keep_some(weights: &mut [f64], rng: &mut ChaCha8Rng) {
+    let mut present: Vec<usize> = (0..weights.len()).filter(|&d| weights[d] > 0.0).collect();
+    present.shuffle(rng);
+    let kept = rng.random_range(1..=present.len());
+    for &left_out in &present[kept..] {
+        weights[left_out] = 0.0;
     }
 }
 
@@ -767,6 +821,68 @@ mod tests {
             assert_eq!(edit.seed, base.seed);
         }
         assert_eq!(edits, draw_edits(&settings, &base, &names, &of, 5).unwrap());
+    }
+
+    #[test]
+    fn datasets_are_left_out_of_runs_and_segments_where_asked_for() {
+        let settings = DesignSettings {
+            runs: 400,
+            segments: [1, 2],
+            concentration: 20.0,
+            subsets: true,
+            ..DesignSettings::default()
+        };
+        let seen = |steps: &[Step]| -> HashSet<u32> {
+            steps.iter().flat_map(|s| &s.batch).map(|i| i % 4).collect()
+        };
+        let mut without = [0; 4];
+        let mut fewer_at_first = 0;
+        for run in plan(&settings).iter().take(400) {
+            let steps = run.curriculum.steps();
+            let whole = seen(steps);
+            for (dataset, count) in (0..).zip(&mut without) {
+                *count += u32::from(!whole.contains(&dataset));
+            }
+            // The first segment of two has a quarter of the steps at least.
+            fewer_at_first += u32::from(seen(&steps[..15]).len() < whole.len());
+        }
+        // A run lacks a dataset with a probability of (64 - 1) / 255, or more if its segments leave
+        // it out as well.
+        assert!(
+            without.iter().all(|n| (90..=180).contains(n)),
+            "{without:?}"
+        );
+        assert!((50..=250).contains(&fewer_at_first), "{fewer_at_first}");
+    }
+
+    #[test]
+    fn the_first_training_runs_are_ordinary_where_asked_for() {
+        let settings = DesignSettings {
+            ordinary: 2,
+            ..DesignSettings::default()
+        };
+        let runs = plan(&settings);
+        let designs: Vec<&str> = runs.iter().map(|r| r.design.design.as_str()).collect();
+        assert_eq!(designs[..3], ["ordinary", "ordinary", "diversified"]);
+        assert!(
+            runs[..2]
+                .iter()
+                .all(|r| r.design.split == Some(Split::Train))
+        );
+        assert_eq!(
+            runs.iter().filter(|r| r.id.starts_with("train")).count(),
+            24
+        );
+        let rates = |run: &PlannedRun| run.curriculum.mean_learning_rate();
+        let held_out = runs.iter().find(|r| r.id == "ordinary-000").unwrap();
+        assert_eq!(rates(&runs[0]), rates(held_out));
+        let too_many = DesignSettings {
+            ordinary: 25,
+            ..DesignSettings::default()
+        };
+        let (names, of) = four_datasets();
+        let error = draw_plan(&too_many, &shape(), &names, &of).unwrap_err();
+        assert!(error.to_string().contains("design.ordinary"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::bootstrap::{
     BootstrapSettings, Interval, Ratio, bootstrap_interval, paired_interval, ratio_of_sums,
 };
+use crate::ceiling::{NoiseCeiling, noise_ceiling};
 use crate::metrics::{Effects, all_steps_errors, coverage, final_correlations, no_effect};
 use crate::split::{LeftOut, SplitRuns};
 use crate::truth::LeaveOutReport;
@@ -142,6 +143,8 @@ pub struct Block {
     pub unit_count: usize,
     /// The methods in the order they were given, then `no-effect` where only edits are judged.
     pub rows: Vec<Row>,
+    /// What R² of the final effect noise allows, where edits were made of several base runs.
+    pub effect_r2_ceiling: Option<NoiseCeiling>,
 }
 
 impl Block {
@@ -650,8 +653,23 @@ fn judge(
                 .iter()
                 .map(|(name, own)| table.row(name, own))
                 .collect(),
+            effect_r2_ceiling: ceiling_of(members.iter().map(|&k| &judged[k])),
         },
     }
+}
+
+/// Of the edits among the runs of a block.
+fn ceiling_of<'a>(judged: impl Iterator<Item = &'a Judged<'a>>) -> Option<NoiseCeiling> {
+    noise_ceiling(judged.filter_map(|j| {
+        let (base, _) = j.edit?;
+        let label = &j.run.info.design.edit.as_ref()?.label;
+        if label.is_empty() {
+            return None;
+        }
+        let real = (&base.trajectory, &base.trajectory);
+        let effects = Effects::of(real, (&j.run.trajectory, &j.run.trajectory));
+        Some((label.as_str(), effects.real))
+    }))
 }
 
 /// The runs of a block, gathered into units.

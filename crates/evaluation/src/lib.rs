@@ -13,6 +13,7 @@
 //! | pictures | [`plots`] |
 
 mod bootstrap;
+mod ceiling;
 mod compare;
 mod metrics;
 pub mod plots;
@@ -30,6 +31,7 @@ mod truth_table;
 pub use bootstrap::{
     BootstrapSettings, Interval, Ratio, bootstrap_interval, paired_interval, ratio_of_sums,
 };
+pub use ceiling::NoiseCeiling;
 pub use compare::{
     BAND_LEVEL, Block, CompareError, CompareSettings, Comparison, Estimate, HELD_OUT, Method,
     MethodCosts, NO_EFFECT, PairedDifference, Row, RunScore, SUITE, Union, compare, simulate_run,

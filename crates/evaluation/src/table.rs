@@ -297,6 +297,13 @@ fn kinds_table(comparison: &Comparison) -> Option<Table> {
         });
         add_row(&mut table, method, cells);
     }
+    if kinds.iter().any(|block| block.effect_r2_ceiling.is_some()) {
+        let cells = kinds.iter().map(|block| match block.effect_r2_ceiling {
+            Some(ceiling) => format!("({})", share(ceiling.r2)),
+            None => "n/a".to_owned(),
+        });
+        add_row(&mut table, "noise ceiling", cells);
+    }
     Some(table)
 }
 

@@ -370,6 +370,59 @@ fn ref_errors_and_effects_by_hand() {
     assert_eq!(difference.difference, (1.5625 - 1.25) / 2.0);
 }
 
+#[test]
+fn ref_the_noise_ceiling_of_an_edit_of_two_runs_by_hand() {
+    let (first, second) = (
+        constant_run("first", 0, 2.0),
+        constant_run("second", 1, 2.5),
+    );
+    let edited = |id: &str, base: &Run, loss: f32| {
+        let mut run = constant_run(id, 2, loss);
+        run.info.design.edit = Some(Edit {
+            base_run: base.id.clone(),
+            kind: EditKind::Dropped,
+            label: "dropped a".to_owned(),
+        });
+        run
+    };
+    let (up, further) = (edited("up", &first, 3.0), edited("further", &second, 4.5));
+    let pair = |base, edited| SuitePair {
+        base,
+        edited,
+        kind: EditKind::Dropped,
+    };
+    let mut split = SplitRuns {
+        suite: vec![pair(&first, &up), pair(&second, &further)],
+        ..SplitRuns::default()
+    };
+    let simulator = ByBatch([2.0, 2.5, 3.0, 0.0]);
+    let of = |split: &SplitRuns<'_>| {
+        let methods = [Method::new(&simulator)];
+        let comparison = compare(&methods, split, &settings_without_focus()).unwrap();
+        let text = simfluence_evaluation::table::text(&comparison, &[]);
+        assert_eq!(
+            comparison.block("dropped").unwrap().effect_r2_ceiling,
+            comparison.block(SUITE).unwrap().effect_r2_ceiling
+        );
+        (comparison.block(SUITE).unwrap().effect_r2_ceiling, text)
+    };
+    // Effects 1 and 2: deviations of 0.5 from 1.5, doubled, of 1 + 4.
+    let (ceiling, text) = of(&split);
+    let ceiling = ceiling.unwrap();
+    assert_eq!(
+        (ceiling.r2, ceiling.edits, ceiling.runs),
+        (1.0 - 1.0 / 5.0, 1, 2)
+    );
+    assert!(
+        text.contains("noise ceiling") && text.contains("(0.80)"),
+        "{text}"
+    );
+    split.suite.pop();
+    let (ceiling, text) = of(&split);
+    assert_eq!(ceiling, None);
+    assert!(!text.contains("noise ceiling"), "{text}");
+}
+
 fn settings_without_focus() -> CompareSettings {
     CompareSettings {
         focus: vec![],
