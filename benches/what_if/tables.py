@@ -86,7 +86,8 @@ def every_method(whole):
             rows.append(cells + ["" if cost is None else f"{cost:.1f}"])
         ceilings = {b["name"]: b.get("effect_r2_ceiling") for b in c["blocks"]}
         cells = [f"({ceilings[b]['r2']:.2f})" if ceilings.get(b) else "" for b in BLOCKS]
-        rows.append(["noise ceiling"] + cells + [""])
+        if any(cells):
+            rows.append(["noise ceiling"] + cells + [""])
         counts = {b["name"]: len(b["runs"]) for b in c["blocks"]}
         heads = [f"{b} ({counts.get(b, 0)})" for b in BLOCKS]
         table(["method"] + heads + ["fit (s)"], rows)
