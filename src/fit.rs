@@ -10,7 +10,7 @@ use simfluence_recorder::{read_features, write_artifact};
 use simfluence_simulators::baselines::FitMeanRun;
 use simfluence_simulators::optimizer_dynamics::{
     Ingredient, LearnedDatasets, OptimizerDynamicsParams, OptimizerDynamicsReport,
-    OptimizerDynamicsSimulator,
+    OptimizerDynamicsSimulator, State,
 };
 use simfluence_simulators::simfluence::{
     FitReport, Lambda, Objective, Penalty, PenaltySearch, Shrinkage, SimfluenceParams,
@@ -308,9 +308,14 @@ fn report_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) -> Result<(
         Format::Json => println!("{}", serde_json::to_string_pretty(report)?),
         Format::Csv => {
             let mut writer = csv::Writer::from_writer(std::io::stdout());
-            writer.write_record(["penalty", "exponent", "leave_run_out_mse"])?;
+            writer.write_record(["state", "penalty", "exponent", "leave_run_out_mse"])?;
             for candidate in &report.candidates {
+                let state = match candidate.state {
+                    State::Residuals(reach) => format!("reach {reach}"),
+                    State::None => "none".to_owned(),
+                };
                 writer.write_record([
+                    state,
                     candidate.penalty.to_string(),
                     candidate.exponent.to_string(),
                     candidate.mse.to_string(),
@@ -330,18 +335,25 @@ fn print_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) {
         report.training_runs.len(),
         report.seconds
     );
-    println!(
-        "  penalty {}, exponents of normalisation {} and rate {}, {} components, {}; error of left-out runs {:.4} nats²",
-        report.chosen.penalty,
-        report.chosen.exponent,
-        report.chosen.rate_exponent,
-        report.chosen.rank,
-        match report.chosen.pull {
-            Some(pull) => format!("second fit with a pull of {pull}"),
-            None => "no second fit".to_owned(),
-        },
-        report.chosen.mse
-    );
+    for (chosen, weight) in report.chosen.iter().zip(&report.loop_weights) {
+        println!(
+            "  closed loop {} ({:.0} %): penalty {}, exponents of normalisation {} and rate {}, {} components, {}; error of left-out runs {:.4} nats²",
+            match chosen.state {
+                State::Residuals(reach) => format!("with a state that reaches {reach} nats"),
+                State::None => "without a state".to_owned(),
+            },
+            100.0 * weight,
+            chosen.penalty,
+            chosen.exponent,
+            chosen.rate_exponent,
+            chosen.rank,
+            match chosen.pull {
+                Some(pull) => format!("second fit with a pull of {pull}"),
+                None => "no second fit".to_owned(),
+            },
+            chosen.mse
+        );
+    }
     match &report.examples {
         Some(choice) => println!(
             "  effects of single examples: error of left-out runs {:.4} → {:.4} nats² (strength {}, {} directions)",
@@ -359,7 +371,11 @@ fn print_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) {
         None => println!("  no correction: none clearly lowers the error of left-out runs"),
     }
     println!(
-        "  closed loop {:.0} %, mean run {:.0} %: error of left-out runs {:.4} nats²",
+        "  {} {:.0} %, mean run {:.0} %: error of left-out runs {:.4} nats²",
+        match report.chosen.len() {
+            1 => "closed loop",
+            _ => "mean of the closed loops",
+        },
         100.0 * report.closed_loop_weight,
         100.0 * (1.0 - report.closed_loop_weight),
         report.mse

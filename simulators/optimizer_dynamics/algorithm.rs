@@ -1,13 +1,12 @@
 //! Fitting on recorded runs and simulating.
 
 use super::bands::{Bands, Support};
-use super::correction::{
-    Basis, Correction, CorrectionChoice, LeftOutPoint, Missed, clearly_positive,
-};
-use super::examples::{ExampleEffects, Recorded, Regression, axes};
+use super::choice::{Candidate, Chosen, Folded, choose_loop};
+use super::correction::{Basis, Correction, CorrectionChoice, LeftOutPoint, Missed};
+use super::ensemble::{Ensemble, ExampleChoice, choose_examples, stacking_weights};
 use super::inputs::Inputs;
 use super::mean_change::MeanChange;
-use super::model::{Model, Prepared, Shape};
+use super::model::{Model, Prepared, Shape, State};
 use super::params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 use super::path::Path;
 use super::pushes::{Memory, SecondMoment};
@@ -25,38 +24,6 @@ use std::time::Instant;
 
 /// Name of the method, as it stands in tables.
 pub(super) const NAME: &str = "optimizer-dynamics";
-/// Fewest and most components of the state by default.
-const RANKS: (usize, usize) = (2, 8);
-
-/// Error of left-out runs with one setting.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Candidate {
-    /// Ridge penalty `λ`.
-    pub penalty: f64,
-    /// Exponent of the normalisation.
-    pub exponent: f64,
-    /// Exponent `q` of the learning rate.
-    pub rate_exponent: f64,
-    /// Components of the state.
-    pub rank: usize,
-    /// Pull `γ` of the second fit; `None` without one.
-    pub pull: Option<f64>,
-    /// All-steps mean squared error of simulated left-out runs, nats².
-    pub mse: f64,
-}
-
-/// How effects of single examples were chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct ExampleChoice {
-    /// How strongly they are shrunk to those of their datasets.
-    pub strength: f64,
-    /// Directions in which they move the losses.
-    pub rank: usize,
-    /// All-steps mean squared error of simulated left-out runs without them, nats², and
-    pub before: f64,
-    /// with them.
-    pub after: f64,
-}
 
 /// What a fit did and found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,8 +42,10 @@ pub struct OptimizerDynamicsReport {
     pub sparse: bool,
     /// The candidates, and
     pub candidates: Vec<Candidate>,
-    /// the one that was chosen.
-    pub chosen: Candidate,
+    /// those that were chosen: one for each closed loop.
+    pub chosen: Vec<Candidate>,
+    /// The weight of each of them in their mean.
+    pub loop_weights: Vec<f64>,
     /// How the effects of single examples were chosen; `None` where they do not clearly lower the
     /// error of left-out runs.
     #[serde(default)]
@@ -137,7 +106,7 @@ pub struct OptimizerDynamicsSimulator {
     /// The dataset of each training example.
     pub(super) groups: Arc<[u32]>,
     pub(super) basis: Basis,
-    pub(super) model: Model,
+    pub(super) ensemble: Ensemble,
     pub(super) correction: Correction,
     pub(super) mean: MeanChange,
     pub(super) mean_correction: Correction,
@@ -165,7 +134,7 @@ impl OptimizerDynamicsSimulator {
     fn losses(&self, inputs: &Inputs, initial: &[f32]) -> Vec<f64> {
         let initial: Vec<f64> = initial.iter().map(|&l| f64::from(l)).collect();
         let weight = self.report.closed_loop_weight;
-        let mut losses = self.model.roll(inputs, &initial);
+        let mut losses = self.ensemble.roll(inputs, &initial);
         self.correction.apply(inputs, &self.basis, &mut losses);
         if weight < 1.0 {
             let mut mean = self.mean.simulate(inputs.len(), &initial);
@@ -178,7 +147,7 @@ impl OptimizerDynamicsSimulator {
     }
 
     fn trajectory(&self, losses: &[f64]) -> Result<Trajectory, SimulateError> {
-        let tests = self.model.ceiling.len();
+        let tests = self.mean.tests;
         let steps = (0..(losses.len() / tests) as u32).collect();
         let losses = losses.iter().map(|&l| l as f32).collect();
         Trajectory::new(steps, tests, losses).map_err(|e| SimulateError::Other(e.to_string()))
@@ -195,7 +164,7 @@ impl Simulator for OptimizerDynamicsSimulator {
     }
 
     fn test_count(&self) -> usize {
-        self.model.ceiling.len()
+        self.mean.tests
     }
 
     fn simulate(
@@ -289,96 +258,80 @@ impl Fit for OptimizerDynamicsValidParams {
             })
             .collect::<Result<_, SimulateError>>()?;
         let folds = assign_folds(&run_groups(&kept), params.folds, params.seed)?;
+        let folded = Folded {
+            prepared: &prepared,
+            folds: &folds,
+        };
         let rate_exponents = match reference_rate {
             Some(_) if rates_vary(&kept) => &params.rate_exponents[..],
             Some(_) => &params.rate_exponents[..1],
             None => &[1.0],
         };
-        let tests = first.trajectory.test_count();
-        let least_rank = group_count.clamp(RANKS.0, RANKS.1);
-        let shapes: Vec<Shape> = exponents(memory, params)
-            .into_iter()
-            .flat_map(|exponent| rate_exponents.iter().map(move |&q| (exponent, q)))
-            .map(|(exponent, rate_exponent)| Shape {
+        let exponents = match memory.second {
+            SecondMoment::None => &[0.0],
+            _ => &params.exponents[..],
+        };
+        let powers: Vec<(f64, f64)> = (exponents.iter())
+            .flat_map(|&p| rate_exponents.iter().map(move |&q| (p, q)))
+            .collect();
+        let mut chosen: Vec<Chosen> = Vec::new();
+        for state in params.states() {
+            // What the optimiser makes of a push does not hang on what the state shows; without
+            // one, other powers have to make up for it.
+            let powers = match (state, chosen.first()) {
+                (State::Residuals(_), Some(Chosen { chosen, .. })) => {
+                    vec![(chosen.exponent, chosen.rate_exponent)]
+                }
+                _ => powers.clone(),
+            };
+            let like = Shape {
                 memory,
-                exponent,
-                rate_exponent,
+                exponent: 0.0,
+                rate_exponent: 1.0,
+                rank: 0,
                 groups: group_count,
-                rank: params.rank.unwrap_or(least_rank).min(tests),
                 saturation: params.has(Ingredient::Saturation),
-                state: params.has(Ingredient::State),
+                state,
+            };
+            chosen.push(choose_loop(folded, like, &powers, params, progress));
+        }
+        let tests = first.trajectory.test_count();
+        let paths = chosen[0].paths.clone();
+        let left_out_loops: Vec<&[Model]> = chosen.iter().map(|c| &c.left_out[..]).collect();
+        let loop_weights = stacking_weights(folded, &left_out_loops);
+        let mut ensemble = Ensemble {
+            loops: chosen.iter().map(|c| c.model.clone()).collect(),
+            weights: loop_weights.clone(),
+        };
+        let mut left_out_ensembles: Vec<Ensemble> = (0..folded.count())
+            .map(|fold| Ensemble {
+                loops: left_out_loops.iter().map(|of| of[fold].clone()).collect(),
+                weights: loop_weights.clone(),
             })
             .collect();
-        let (mut candidates, (mut shape, mut chosen)) =
-            choose(&prepared, &folds, &shapes, &params.penalties, progress);
-        let most_rank = (2 * group_count).clamp(RANKS.0, RANKS.1).min(tests);
-        if params.rank.is_none() && most_rank > shape.rank && shape.state {
-            let rank = most_rank;
-            let more = [Shape { rank, ..shape }];
-            let (tried, best) = choose(&prepared, &folds, &more, &params.penalties, progress);
-            candidates.extend(tried);
-            if best.1.mse < chosen.mse {
-                (shape, chosen) = best;
-            }
-        }
-        let pulls = if params.has(Ingredient::Rollouts) {
-            &params.pulls[..]
-        } else {
-            &[]
-        };
-        let mut left_out_models = left_out_models(&prepared, &folds, shape, chosen.penalty, pulls);
-        let mut refitted = Vec::with_capacity(pulls.len());
-        for (p, &pull) in pulls.iter().enumerate() {
-            let mse =
-                |(r, &fold): (usize, &usize)| mse(&left_out_models[fold][1 + p], &prepared[r]);
-            let sum: f64 = folds.iter().enumerate().map(mse).sum();
-            refitted.push(Candidate {
-                pull: Some(pull),
-                mse: sum / prepared.len() as f64,
-                ..chosen
-            });
-        }
-        for candidate in &refitted {
-            if candidate.mse < chosen.mse {
-                chosen = *candidate;
-            }
-        }
-        candidates.extend(refitted);
-        let place = pulls.iter().position(|&p| Some(p) == chosen.pull);
-        let place = place.map_or(0, |p| p + 1);
-        let all: Vec<&Prepared> = prepared.iter().collect();
-        let (mut models, paths) = Model::fit(&all, shape, &[chosen.penalty]);
-        let mut model = models.pop().expect("one model per penalty");
-        if let Some(pull) = chosen.pull {
-            let mut refitted = model.refit(&all, &paths, chosen.penalty, &[pull]);
-            model = refitted.pop().expect("one model per pull");
-        }
         let strengths = if params.has(Ingredient::Examples) {
             &params.example_strengths[..]
         } else {
             &[]
         };
-        let mut fold_models: Vec<Model> = (left_out_models.iter_mut())
-            .map(|models| models.swap_remove(place))
-            .collect();
-        let examples = choose_examples(&prepared, &paths, &folds, &mut fold_models, strengths);
-        if let Some(choice) = examples {
-            let every = (0..prepared.len()).collect::<Vec<_>>();
-            let mut effects =
-                example_effects(&model, &prepared, &paths, &every, &[choice.strength]);
-            model.examples = effects.pop();
-        }
+        let examples = choose_examples(
+            folded,
+            &paths,
+            &mut ensemble,
+            &mut left_out_ensembles,
+            strengths,
+        );
         let basis = Basis {
             horizons: horizons(&kept),
             groups: group_count,
-            rate_exponent: shape.rate_exponent,
+            rate_exponent: chosen[0].chosen.rate_exponent,
         };
         let corrected = params.has(Ingredient::Correction);
         let fit_correction =
             |missed: &[Missed<'_>]| Correction::fit(missed, &basis, tests, corrected);
         let closed = missed(&prepared, &paths, &folds, |fold| {
-            let model = &fold_models[fold];
-            move |run: &Prepared| model.roll(&run.inputs, run.path.row(0))
+            let ensemble = &left_out_ensembles[fold];
+            move |run: &Prepared| ensemble.roll_run(run)
         });
         let (correction, correction_choice, mut points) = fit_correction(&closed);
         let (mean_correction, mean_choice, mean_points) =
@@ -399,10 +352,11 @@ impl Fit for OptimizerDynamicsValidParams {
             left_out,
             memory,
             reference_rate,
-            batch_losses: !model.readout.weights.is_empty(),
+            batch_losses: !ensemble.loops[0].readout.weights.is_empty(),
             sparse: !prepared.iter().all(|run| run.path.is_complete()),
-            candidates,
-            chosen,
+            candidates: chosen.iter().flat_map(|c| c.tried.clone()).collect(),
+            chosen: chosen.iter().map(|c| c.chosen).collect(),
+            loop_weights,
             examples,
             correction: correction_choice,
             mean_correction: mean_choice,
@@ -418,7 +372,7 @@ impl Fit for OptimizerDynamicsValidParams {
             params: params.clone(),
             groups,
             basis,
-            model,
+            ensemble,
             correction,
             mean,
             mean_correction,
@@ -486,195 +440,6 @@ fn horizons(runs: &[&Run]) -> Vec<f64> {
         (typical / 5.0).max(2.0),
         (typical / 20.0).max(2.0),
     ]
-}
-
-fn exponents(memory: Memory, params: &OptimizerDynamicsParams) -> Vec<f64> {
-    match memory.second {
-        SecondMoment::None => vec![0.0],
-        _ => params.exponents.clone(),
-    }
-}
-
-/// The runs of a fold and the others.
-fn parts<'a>(
-    prepared: &'a [Prepared],
-    folds: &[usize],
-    fold: usize,
-) -> (Vec<&'a Prepared>, Vec<usize>) {
-    let others = (prepared.iter().zip(folds))
-        .filter(|&(_, &f)| f != fold)
-        .map(|(run, _)| run)
-        .collect();
-    let left_out = (0..prepared.len()).filter(|&r| folds[r] == fold).collect();
-    (others, left_out)
-}
-
-/// The error of left-out runs for every shape and penalty, and where it is smallest.
-fn choose(
-    prepared: &[Prepared],
-    folds: &[usize],
-    shapes: &[Shape],
-    penalties: &[f64],
-    progress: &dyn Progress,
-) -> (Vec<Candidate>, (Shape, Candidate)) {
-    let fold_count = folds.iter().max().map_or(0, |f| f + 1);
-    let work: Vec<(usize, usize)> = (0..shapes.len())
-        .flat_map(|s| (0..fold_count).map(move |f| (s, f)))
-        .collect();
-    progress.begin(
-        "choosing penalties and exponents (settings × folds)",
-        work.len() as u64,
-    );
-    let parts: Vec<Vec<f64>> = work
-        .par_iter()
-        .map(|&(s, fold)| {
-            let (others, left_out) = parts(prepared, folds, fold);
-            let (models, _) = Model::fit(&others, shapes[s], penalties);
-            let errors = models
-                .iter()
-                .map(|model| left_out.iter().map(|&r| mse(model, &prepared[r])).sum())
-                .collect();
-            progress.advance(1);
-            errors
-        })
-        .collect();
-    progress.end();
-    let mut candidates = Vec::new();
-    for (s, shape) in shapes.iter().enumerate() {
-        for (p, &penalty) in penalties.iter().enumerate() {
-            let of_shape = work
-                .iter()
-                .zip(&parts)
-                .filter(|((shape, _), _)| *shape == s);
-            let sum: f64 = of_shape.map(|(_, errors)| errors[p]).sum();
-            candidates.push(Candidate {
-                penalty,
-                exponent: shape.exponent,
-                rate_exponent: shape.rate_exponent,
-                rank: shape.rank,
-                pull: None,
-                mse: sum / prepared.len() as f64,
-            });
-        }
-    }
-    let best = (0..candidates.len())
-        .min_by(|&a, &b| candidates[a].mse.total_cmp(&candidates[b].mse))
-        .expect("there is a candidate");
-    let best = (shapes[best / penalties.len()], candidates[best]);
-    (candidates, best)
-}
-
-/// Mean squared error over what was measured after the first step.
-fn mse(model: &Model, run: &Prepared) -> f64 {
-    let simulated = model.roll(&run.inputs, run.path.row(0));
-    let m = run.path.row(0).len();
-    let (mut sum, mut count) = (0.0, 0.0_f64);
-    for test in 0..m {
-        for (_, step) in run.path.gaps(test) {
-            let error = simulated[step as usize * m + test] - run.path.at(step, test);
-            sum += error * error;
-            count += 1.0;
-        }
-    }
-    sum / count.max(1.0)
-}
-
-/// For every fold the models that leave it out: without the second fit, and with every pull.
-fn left_out_models(
-    prepared: &[Prepared],
-    folds: &[usize],
-    shape: Shape,
-    penalty: f64,
-    pulls: &[f64],
-) -> Vec<Vec<Model>> {
-    let fold_count = folds.iter().max().map_or(0, |f| f + 1);
-    (0..fold_count)
-        .into_par_iter()
-        .map(|fold| {
-            let (others, _) = parts(prepared, folds, fold);
-            let (mut models, paths) = Model::fit(&others, shape, &[penalty]);
-            models.extend(models[0].refit(&others, &paths, penalty, pulls));
-            models
-        })
-        .collect()
-}
-
-/// Effects of single examples, from what a model misses of some runs, for every strength.
-fn example_effects(
-    model: &Model,
-    prepared: &[Prepared],
-    paths: &[Path],
-    runs: &[usize],
-    strengths: &[f64],
-) -> Vec<ExampleEffects> {
-    let own: Vec<&Path> = runs.iter().map(|&r| &paths[r]).collect();
-    let rank = model.space.rank;
-    let axes = axes(&own, rank);
-    let recorded: Vec<Recorded<'_>> = (runs.par_iter())
-        .map(|&r| model.recorded(&prepared[r], &paths[r], &axes))
-        .collect();
-    let train_count = prepared[0].inputs.groups().len();
-    let decay = model.memory.first;
-    let regression = Regression::new(&recorded, train_count, rank, model.readout.groups, decay);
-    let solutions = regression.solve(strengths).into_iter();
-    solutions
-        .map(|effects| ExampleEffects {
-            rank,
-            axes: axes.clone(),
-            effects,
-        })
-        .collect()
-}
-
-/// The strength with which effects of single examples lower the error of left-out runs most, if
-/// they clearly do; the models that leave a fold out (`models`) then have them.
-fn choose_examples(
-    prepared: &[Prepared],
-    paths: &[Path],
-    folds: &[usize],
-    models: &mut [Model],
-    strengths: &[f64],
-) -> Option<ExampleChoice> {
-    let of_folds: Vec<Vec<ExampleEffects>> = (models.par_iter().enumerate())
-        .map(|(fold, model)| {
-            let others: Vec<usize> = (0..folds.len()).filter(|&r| folds[r] != fold).collect();
-            example_effects(model, prepared, paths, &others, strengths)
-        })
-        .collect();
-    let errors = |strength: Option<usize>| -> Vec<f64> {
-        (folds.par_iter().zip(prepared))
-            .map(|(&fold, run)| match strength {
-                None => mse(&models[fold], run),
-                Some(s) => {
-                    let examples = Some(of_folds[fold][s].clone());
-                    let model = Model {
-                        examples,
-                        ..models[fold].clone()
-                    };
-                    mse(&model, run)
-                }
-            })
-            .collect()
-    };
-    let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len() as f64;
-    let without = errors(None);
-    let tried: Vec<Vec<f64>> = (0..strengths.len()).map(|s| errors(Some(s))).collect();
-    let best = (0..tried.len()).min_by(|&a, &b| mean(&tried[a]).total_cmp(&mean(&tried[b])))?;
-    let gains: Vec<f64> = (without.iter().zip(&tried[best]))
-        .map(|(without, with)| without - with)
-        .collect();
-    if !clearly_positive(&gains) {
-        return None;
-    }
-    for (model, mut effects) in models.iter_mut().zip(of_folds) {
-        model.examples = Some(effects.swap_remove(best));
-    }
-    Some(ExampleChoice {
-        strength: strengths[best],
-        rank: models[0].space.rank,
-        before: mean(&without),
-        after: mean(&tried[best]),
-    })
 }
 
 /// What the mean run misses of left-out runs.

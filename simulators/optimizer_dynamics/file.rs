@@ -3,10 +3,11 @@
 use super::algorithm::{NAME, OptimizerDynamicsError, OptimizerDynamicsSimulator};
 use super::bands::Bands;
 use super::correction::{Basis, Correction};
+use super::ensemble::Ensemble;
 use super::examples::ExampleEffects;
 use super::increments::Increments;
 use super::mean_change::MeanChange;
-use super::model::Model;
+use super::model::{Model, State};
 use super::params::OptimizerDynamicsParams;
 use super::readout::Readout;
 use super::space::ResidualSpace;
@@ -14,12 +15,11 @@ use serde::{Deserialize, Serialize};
 use simfluence_core::{Artifact, Simulator, Tensor};
 
 /// Version of the simulator files of this folder.
-const FORMAT_VERSION: u32 = 3;
+const FORMAT_VERSION: u32 = 4;
 
-/// Sizes of the tables of a file.
+/// Sizes of the tables of a closed loop.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct Sizes {
-    groups: usize,
+struct LoopSizes {
     components: usize,
     /// Pushes with own terms.
     pushes: usize,
@@ -27,6 +27,12 @@ struct Sizes {
     readout: usize,
     /// Directions of the effects of single examples; 0: there are none.
     example_axes: usize,
+}
+
+/// Sizes of the other tables of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Sizes {
+    groups: usize,
     points: usize,
     coordinates: usize,
     corrected: bool,
@@ -65,19 +71,21 @@ impl OptimizerDynamicsSimulator {
             ("unit", "nats per target token"),
             (
                 "equation",
-                "L_t = L_(t-1) + [F, F z] a_j + (F b_j) L_(t-1), then + delta_j(u_t)",
+                "L_t = L_(t-1) + [F, F z] a_j + (F b_j) L_(t-1), mean over loops, then + delta_j(u_t)",
             ),
         ] {
             artifact.metadata.insert(entry.into(), text.into());
         }
-        let model = &self.model;
-        let sizes = Sizes {
-            groups: self.basis.groups,
+        let loop_sizes = |model: &Model| LoopSizes {
             components: model.space.rank,
             pushes: model.increments.pushes,
             features: model.increments.features,
             readout: model.readout.weights.len(),
             example_axes: model.examples.as_ref().map_or(0, |e| e.rank),
+        };
+        let loops: Vec<LoopSizes> = self.ensemble.loops.iter().map(loop_sizes).collect();
+        let sizes = Sizes {
+            groups: self.basis.groups,
             points: self.correction.points.len() / self.correction.mean.len(),
             coordinates: self.correction.mean.len(),
             corrected: !self.correction.weights.is_empty(),
@@ -89,6 +97,7 @@ impl OptimizerDynamicsSimulator {
         artifact.set_json("settings", &self.params);
         artifact.set_json("provenance", &self.report);
         artifact.set_json("sizes", &sizes);
+        artifact.set_json("loops", &loops);
         // JSON has no infinity: the horizon of the whole run is null.
         let horizons: Vec<Option<f64>> = (self.basis.horizons.iter())
             .map(|&h| h.is_finite().then_some(h))
@@ -120,6 +129,7 @@ impl OptimizerDynamicsSimulator {
         let params: OptimizerDynamicsParams = artifact.json("settings")?;
         let report: super::OptimizerDynamicsReport = artifact.json("provenance")?;
         let sizes: Sizes = artifact.json("sizes")?;
+        let loops: Vec<LoopSizes> = artifact.json("loops")?;
         let train_keys: Vec<String> = artifact.json("train_keys")?;
         let test_keys: Vec<String> = artifact.json("test_keys")?;
         let m = test_keys.len();
@@ -141,48 +151,70 @@ impl OptimizerDynamicsSimulator {
                 None => Ok(values.to_vec()),
             }
         };
-        let features = sizes.features;
-        let model = Model {
-            memory: report.memory,
-            exponent: report.chosen.exponent,
-            rate_exponent: report.chosen.rate_exponent,
-            space: ResidualSpace {
-                rank: sizes.components,
-                mean: table("residual_mean", &[m])?,
-                axes: table("residual_axes", &[sizes.components, m])?,
-                low: table("state_low", &[sizes.components])?,
-                high: table("state_high", &[sizes.components])?,
-            },
-            readout: Readout {
-                groups: sizes.groups,
-                weights: table("readout", &[sizes.readout])?,
-            },
-            increments: Increments {
-                pushes: sizes.pushes,
-                features,
-                tests: m,
-                a: table("a", &[features, m])?,
-                b: table("b", &[sizes.pushes, m])?,
-            },
-            examples: match sizes.example_axes {
-                0 => None,
-                rank => Some(ExampleEffects {
-                    rank,
-                    axes: table("example_axes", &[rank, m])?,
-                    effects: table("example_effects", &[train_keys.len(), rank])?,
-                }),
-            },
-            ceiling: table("ceiling", &[m])?,
-        };
-        let pushes = report.memory.decays().len() * sizes.groups;
-        let with_state = (pushes, pushes * (1 + sizes.components));
-        let shapes = [with_state, (0, pushes)];
-        let readout = [0, sizes.groups * (1 + sizes.components)];
-        if !shapes.contains(&(sizes.pushes, sizes.features)) || !readout.contains(&sizes.readout) {
-            return Err(OptimizerDynamicsError::Malformed(
-                "the sizes of the tables do not fit each other; the file is damaged".to_owned(),
-            ));
+        if loops.is_empty()
+            || loops.len() != report.chosen.len()
+            || loops.len() != report.loop_weights.len()
+        {
+            return Err(OptimizerDynamicsError::Malformed(format!(
+                "tables of {} closed loops where {} were chosen; the file is damaged",
+                loops.len(),
+                report.chosen.len()
+            )));
         }
+        let pushes = report.memory.decays().len() * sizes.groups;
+        let read_loop = |(place, of): (usize, &LoopSizes)| {
+            let chosen = &report.chosen[place];
+            let part = |name: &str, shape: &[usize]| table(&loop_table(place, name), shape);
+            let (expected, reach) = match chosen.state {
+                State::Residuals(reach) => ((pushes, pushes * (1 + of.components)), reach),
+                State::None => ((0, pushes), 1.0),
+            };
+            let readout = [0, sizes.groups * (1 + of.components)];
+            if (of.pushes, of.features) != expected || !readout.contains(&of.readout) {
+                return Err(OptimizerDynamicsError::Malformed(
+                    "the sizes of the tables do not fit each other; the file is damaged".to_owned(),
+                ));
+            }
+            Ok(Model {
+                memory: report.memory,
+                exponent: chosen.exponent,
+                rate_exponent: chosen.rate_exponent,
+                space: ResidualSpace {
+                    rank: of.components,
+                    reach,
+                    mean: part("residual_mean", &[m])?,
+                    axes: part("residual_axes", &[of.components, m])?,
+                    low: part("state_low", &[of.components])?,
+                    high: part("state_high", &[of.components])?,
+                },
+                readout: Readout {
+                    groups: sizes.groups,
+                    weights: part("readout", &[of.readout])?,
+                },
+                increments: Increments {
+                    pushes: of.pushes,
+                    features: of.features,
+                    tests: m,
+                    a: part("a", &[of.features, m])?,
+                    b: part("b", &[of.pushes, m])?,
+                },
+                examples: match of.example_axes {
+                    0 => None,
+                    rank => Some(ExampleEffects {
+                        rank,
+                        axes: part("example_axes", &[rank, m])?,
+                        effects: part("example_effects", &[train_keys.len(), rank])?,
+                    }),
+                },
+                ceiling: part("ceiling", &[m])?,
+            })
+        };
+        let ensemble = Ensemble {
+            loops: (loops.iter().enumerate())
+                .map(read_loop)
+                .collect::<Result<_, _>>()?,
+            weights: report.loop_weights.clone(),
+        };
         let correction = |prefix: &str, corrected: bool| {
             let part = |name: &str, shape: &[usize]| table(&format!("{prefix}_{name}"), shape);
             let corrected_tests = if corrected { m } else { 0 };
@@ -213,7 +245,7 @@ impl OptimizerDynamicsSimulator {
                 .map(|h| h.unwrap_or(f64::INFINITY))
                 .collect(),
             groups: sizes.groups,
-            rate_exponent: report.chosen.rate_exponent,
+            rate_exponent: report.chosen[0].rate_exponent,
         };
         if basis.width() != sizes.coordinates {
             return Err(OptimizerDynamicsError::Malformed(
@@ -224,7 +256,7 @@ impl OptimizerDynamicsSimulator {
             groups: params.groups.as_slice().into(),
             basis,
             params,
-            model,
+            ensemble,
             correction: correction("correction", sizes.corrected)?,
             mean,
             mean_correction: correction("mean_correction", sizes.mean_corrected)?,
@@ -234,42 +266,47 @@ impl OptimizerDynamicsSimulator {
     }
 }
 
+/// Name of a table of the closed loop at this place.
+fn loop_table(place: usize, name: &str) -> String {
+    format!("loop_{place}_{name}")
+}
+
 /// The tables of a file with their names and shapes.
 fn tables(
     simulator: &OptimizerDynamicsSimulator,
     sizes: Sizes,
 ) -> Vec<(String, Vec<usize>, &[f64])> {
-    let Model {
-        space,
-        readout,
-        increments,
-        examples,
-        ceiling,
-        ..
-    } = &simulator.model;
-    let m = ceiling.len();
+    let m = simulator.test_count();
     let mut tables: Vec<(String, Vec<usize>, &[f64])> = Vec::new();
-    let model: [(&str, Vec<usize>, &[f64]); 8] = [
-        ("residual_mean", vec![m], &space.mean),
-        ("residual_axes", vec![space.rank, m], &space.axes),
-        ("state_low", vec![space.rank], &space.low),
-        ("state_high", vec![space.rank], &space.high),
-        ("readout", vec![sizes.readout], &readout.weights),
-        ("a", vec![increments.features, m], &increments.a),
-        ("b", vec![increments.pushes, m], &increments.b),
-        ("ceiling", vec![m], ceiling),
-    ];
-    tables.extend(model.map(|(name, shape, values)| (name.to_owned(), shape, values)));
-    if let Some(examples) = examples {
-        let (rank, count) = (examples.rank, simulator.train_count());
-        tables.extend([
-            ("example_axes".into(), vec![rank, m], &examples.axes[..]),
-            (
-                "example_effects".into(),
-                vec![count, rank],
-                &examples.effects,
-            ),
-        ]);
+    for (place, model) in simulator.ensemble.loops.iter().enumerate() {
+        let Model {
+            space,
+            readout,
+            increments,
+            examples,
+            ceiling,
+            ..
+        } = model;
+        let weights = &readout.weights;
+        let of_loop: [(&str, Vec<usize>, &[f64]); 8] = [
+            ("residual_mean", vec![m], &space.mean),
+            ("residual_axes", vec![space.rank, m], &space.axes),
+            ("state_low", vec![space.rank], &space.low),
+            ("state_high", vec![space.rank], &space.high),
+            ("readout", vec![weights.len()], weights),
+            ("a", vec![increments.features, m], &increments.a),
+            ("b", vec![increments.pushes, m], &increments.b),
+            ("ceiling", vec![m], ceiling),
+        ];
+        tables
+            .extend(of_loop.map(|(name, shape, values)| (loop_table(place, name), shape, values)));
+        if let Some(examples) = examples {
+            let (rank, count) = (examples.rank, simulator.train_count());
+            let (axes, effects) = (&examples.axes[..], &examples.effects[..]);
+            tables.push((loop_table(place, "example_axes"), vec![rank, m], axes));
+            let name = loop_table(place, "example_effects");
+            tables.push((name, vec![count, rank], effects));
+        }
     }
     let (points, width) = (sizes.points, sizes.coordinates);
     let bands = &simulator.bands;

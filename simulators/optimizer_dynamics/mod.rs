@@ -26,8 +26,10 @@
 
 mod algorithm;
 mod bands;
+mod choice;
 mod correction;
 mod datasets;
+mod ensemble;
 mod examples;
 mod file;
 mod increments;
@@ -41,13 +43,13 @@ mod pushes;
 mod readout;
 mod space;
 
-pub use algorithm::{
-    Candidate, ExampleChoice, OptimizerDynamicsError, OptimizerDynamicsReport,
-    OptimizerDynamicsSimulator,
-};
+pub use algorithm::{OptimizerDynamicsError, OptimizerDynamicsReport, OptimizerDynamicsSimulator};
 pub use bands::Support;
+pub use choice::Candidate;
 pub use correction::CorrectionChoice;
 pub use datasets::LearnedDatasets;
+pub use ensemble::ExampleChoice;
+pub use model::State;
 pub use next_runs::{NextRun, NextRuns, NextRunsError, NextRunsSettings};
 pub use params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 pub use pushes::{Memory, SecondMoment};

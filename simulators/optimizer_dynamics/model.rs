@@ -9,6 +9,7 @@ use super::readout::{ObservedBatch, Readout};
 use super::space::{ResidualSpace, residual};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use simfluence_core::Run;
 
 /// How far above the highest recorded loss of a test example a simulation may go.
@@ -57,6 +58,17 @@ impl Prepared {
     }
 }
 
+/// What the effects of pushes depend on beside the pushes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// The first components of `σ (1 − e^(−L/σ))` over the test examples, for this reach `σ` (nats),
+    /// and the own loss.
+    Residuals(f64),
+    /// Nothing: a push does the same at every loss.
+    None,
+}
+
 /// What is fixed before the fit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
@@ -68,8 +80,8 @@ pub(super) struct Shape {
     pub(super) groups: usize,
     /// Whether pushes fall with the residuals of the datasets.
     pub(super) saturation: bool,
-    /// Whether effects depend on the state and the own loss.
-    pub(super) state: bool,
+    /// What effects depend on.
+    pub(super) state: State,
 }
 
 /// A fitted closed loop.
@@ -118,7 +130,11 @@ impl Model {
 
     fn fit_once(runs: &[&Prepared], paths: &[Path], shape: Shape, penalties: &[f64]) -> Vec<Self> {
         let all: Vec<&Path> = paths.iter().collect();
-        let space = ResidualSpace::new(&all, shape.rank);
+        let reach = match shape.state {
+            State::Residuals(reach) => reach,
+            State::None => 1.0,
+        };
+        let space = ResidualSpace::new(&all, shape.rank, reach);
         let mut observed = Vec::new();
         for (run, path) in runs.iter().zip(paths) {
             for (step, batch) in run.batches.iter().enumerate() {
@@ -133,10 +149,9 @@ impl Model {
             }
         }
         let readout = Readout::fit(&observed, shape.groups);
-        let own = if shape.state {
-            Pushes::count(shape.memory, shape.groups)
-        } else {
-            0
+        let own = match shape.state {
+            State::Residuals(_) => Pushes::count(shape.memory, shape.groups),
+            State::None => 0,
         };
         let featured: Vec<Featured<'_>> = runs
             .par_iter()
@@ -229,7 +244,11 @@ impl Model {
             rank: self.space.rank,
             groups: self.readout.groups,
             saturation: !self.readout.weights.is_empty(),
-            state: self.increments.pushes > 0,
+            state: if self.increments.pushes > 0 {
+                State::Residuals(self.space.reach)
+            } else {
+                State::None
+            },
         }
     }
 
@@ -280,6 +299,10 @@ impl Model {
         }
     }
 
+    pub(super) fn roll_run(&self, run: &Prepared) -> Vec<f64> {
+        self.roll(&run.inputs, run.path.row(0))
+    }
+
     /// Simulates: `[(steps + 1) × tests]`.
     pub(super) fn roll(&self, inputs: &Inputs, initial: &[f64]) -> Vec<f64> {
         let m = initial.len();
@@ -318,10 +341,9 @@ fn features(
 ) -> DMatrix<f64> {
     let mut pushes = Pushes::new(shape.memory, shape.exponent, space, readout);
     let mut row = vec![0.0; pushes.width()];
-    let used = if shape.state {
-        row.len()
-    } else {
-        Pushes::count(shape.memory, shape.groups)
+    let used = match shape.state {
+        State::Residuals(_) => row.len(),
+        State::None => Pushes::count(shape.memory, shape.groups),
     };
     let mut phi = DMatrix::<f64>::zeros(run.inputs.len(), used);
     for step in 0..run.inputs.len() {

@@ -2,7 +2,11 @@
 //! settings.
 
 use super::OptimizerDynamicsError;
+use super::model::State;
 use serde::{Deserialize, Serialize};
+
+/// Up to about how many nats the state of the second closed loop tells losses apart.
+const REACH: f64 = 2.5;
 
 /// What the simulator is made of; each part can be left out, to see what it is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +24,8 @@ pub enum Ingredient {
     State,
     /// The second fit, on the simulator's own rollouts.
     Rollouts,
+    /// The mean of several closed loops.
+    Ensemble,
     /// What single examples do beside their datasets.
     Examples,
     /// The Gaussian process over curricula (and with it the stacking).
@@ -30,13 +36,14 @@ pub enum Ingredient {
 
 impl Ingredient {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::LearningRate,
         Self::Memory,
         Self::Normalisation,
         Self::Saturation,
         Self::State,
         Self::Rollouts,
+        Self::Ensemble,
         Self::Examples,
         Self::Correction,
         Self::Stacking,
@@ -51,6 +58,7 @@ impl Ingredient {
             Self::Saturation => "saturation",
             Self::State => "state",
             Self::Rollouts => "rollouts",
+            Self::Ensemble => "ensemble",
             Self::Examples => "examples",
             Self::Correction => "correction",
             Self::Stacking => "stacking",
@@ -165,6 +173,16 @@ impl OptimizerDynamicsParams {
     pub fn without(mut self, ingredient: Ingredient) -> Self {
         self.without.push(ingredient);
         self
+    }
+
+    /// The states of the closed loops of which the mean is taken.
+    pub(super) fn states(&self) -> Vec<State> {
+        let all = [State::Residuals(1.0), State::Residuals(REACH), State::None];
+        match (self.has(Ingredient::State), self.has(Ingredient::Ensemble)) {
+            (true, true) => all.to_vec(),
+            (true, false) => all[..1].to_vec(),
+            (false, _) => all[2..].to_vec(),
+        }
     }
 
     pub(super) fn has(&self, ingredient: Ingredient) -> bool {

@@ -1,4 +1,4 @@
-//! The few directions in which the residuals of the test examples move together.
+//! The few directions in which the losses of the test examples move together.
 
 use super::path::Path;
 use nalgebra::{DMatrix, SymmetricEigen};
@@ -12,11 +12,14 @@ pub(super) fn residual(loss: f64) -> f64 {
 
 /// Principal components of the residuals over all recorded runs and steps.
 ///
-/// `z = V (r − μ) / s`, one scale `s` for all components, so that a component that hardly moves
-/// stays small; each is clipped to the range that was recorded.
+/// `z = V (r − μ) / s` with `r = σ (1 − e^(−L/σ))`, one scale `s` for all components, so that a
+/// component that hardly moves stays small; each is clipped to the range that was recorded. With a
+/// reach `σ` of 1 nat `r` is the [`residual`]; a longer one also tells large losses apart.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ResidualSpace {
     pub(super) rank: usize,
+    /// `σ`, in nats.
+    pub(super) reach: f64,
     /// `[tests]`.
     pub(super) mean: Vec<f64>,
     /// `[rank × tests]`, divided by the scale.
@@ -28,7 +31,8 @@ pub(super) struct ResidualSpace {
 
 impl ResidualSpace {
     /// The first `rank` components (fewer where there are fewer test examples).
-    pub(super) fn new(paths: &[&Path], rank: usize) -> Self {
+    pub(super) fn new(paths: &[&Path], rank: usize, reach: f64) -> Self {
+        let residual = |loss: f64| reach * residual(loss / reach);
         let m = paths[0].row(0).len();
         let rank = rank.min(m);
         let mut mean = vec![0.0; m];
@@ -67,6 +71,7 @@ impl ResidualSpace {
         }
         let mut space = Self {
             rank,
+            reach,
             mean,
             axes,
             low: vec![f64::NEG_INFINITY; rank],
@@ -91,7 +96,7 @@ impl ResidualSpace {
         let m = self.mean.len();
         z.fill(0.0);
         for (j, (&loss, mean)) in losses.iter().zip(&self.mean).enumerate() {
-            let centred = residual(loss) - mean;
+            let centred = self.reach * residual(loss / self.reach) - mean;
             for (k, z) in z.iter_mut().enumerate() {
                 *z += self.axes[k * m + j] * centred;
             }

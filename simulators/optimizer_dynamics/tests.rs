@@ -132,7 +132,7 @@ fn shape(saturation: bool) -> Shape {
         rank: TESTS,
         groups: 3,
         saturation,
-        state: true,
+        state: State::Residuals(1.0),
     }
 }
 
@@ -192,13 +192,16 @@ fn runs_that_it_has_not_seen_are_simulated_far_better_than_by_their_mean() {
 /// must find it again.
 fn own_runs(count: usize) -> Vec<Run> {
     let mut teacher = fitted(
-        params().without(Ingredient::Correction).rank(TESTS),
+        params()
+            .without(Ingredient::Correction)
+            .without(Ingredient::Ensemble)
+            .rank(TESTS),
         &runs(24, 0.0, 3),
     );
     // What lies beyond the recorded range cannot be learned from these runs.
-    teacher.model.space.low.fill(f64::NEG_INFINITY);
-    teacher.model.space.high.fill(f64::INFINITY);
-    teacher.model.ceiling.fill(f64::INFINITY);
+    teacher.ensemble.loops[0].space.low.fill(f64::NEG_INFINITY);
+    teacher.ensemble.loops[0].space.high.fill(f64::INFINITY);
+    teacher.ensemble.loops[0].ceiling.fill(f64::INFINITY);
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     (0..count)
         .map(|id| {
@@ -219,7 +222,12 @@ fn what_it_made_itself_is_found_again_also_from_few_evaluations() {
             .rank(TESTS)
             .penalties(vec![1e-7])
     };
-    let found = mse(&fitted(exact(), train), held_out);
+    let simulator = fitted(exact(), train);
+    // Of the three loops one is the right one, and stacking finds it.
+    assert_eq!(simulator.report().chosen[0].state, State::Residuals(1.0));
+    let weights = &simulator.report().loop_weights;
+    assert!(weights[0] > 0.99, "{weights:?}");
+    let found = mse(&simulator, held_out);
     // The spread of these runs is about 1; what remains is where held-out runs leave the range of
     // the recorded ones.
     assert!(found < 1e-5, "{found}");
@@ -410,6 +418,7 @@ fn the_pushes_of_a_constant_gradient_are_the_optimisers_own_updates() {
     use super::readout::Readout;
     use super::space::ResidualSpace;
     let space = ResidualSpace {
+        reach: 1.0,
         rank: 1,
         mean: vec![0.0],
         axes: vec![0.0],
@@ -565,11 +574,8 @@ fn the_exponent_of_the_rate_is_found() {
         let params = params().penalties(vec![1e-3]).rank(TESTS);
         let simulator = fitted(params, &runs_with_falling_rates(exponent));
         let report = simulator.report();
-        assert_eq!(
-            report.chosen.rate_exponent, exponent,
-            "{:?}",
-            report.candidates
-        );
+        let found = report.chosen[0].rate_exponent;
+        assert_eq!(found, exponent, "{:?}", report.candidates);
     }
 }
 
