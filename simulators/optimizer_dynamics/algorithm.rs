@@ -192,7 +192,7 @@ impl Simulator for OptimizerDynamicsSimulator {
         let inputs = self.inputs(curriculum)?;
         let losses = self.losses(&inputs, initial);
         let (widths, distance) =
-            (self.bands).half_widths(&self.correction, &inputs, &self.basis, level);
+            (self.bands).half_widths(&self.correction, &inputs, &self.basis, &losses, level);
         let shifted = |sign: f64| -> Vec<f64> {
             let ends = losses.iter().zip(&widths);
             ends.map(|(loss, width)| (loss + sign * width).max(0.0))
@@ -362,10 +362,7 @@ impl Fit for OptimizerDynamicsValidParams {
             mean_correction: mean_choice,
             closed_loop_weight: weight,
             mse: mean_square(&points),
-            support: Support {
-                runs: bands.runs,
-                growth: bands.growth,
-            },
+            support: bands.support,
             seconds: start.elapsed().as_secs_f64(),
         };
         Ok(OptimizerDynamicsSimulator {
@@ -443,7 +440,11 @@ fn horizons(runs: &[&Run]) -> Vec<f64> {
 }
 
 /// What the mean run misses of left-out runs.
-fn mean_missed<'a>(prepared: &'a [Prepared], paths: &[Path], folds: &[usize]) -> Vec<Missed<'a>> {
+fn mean_missed<'a>(
+    prepared: &'a [Prepared],
+    paths: &'a [Path],
+    folds: &[usize],
+) -> Vec<Missed<'a>> {
     missed(prepared, paths, folds, |fold| {
         let others = (paths.iter().zip(folds)).filter(|&(_, &f)| f != fold);
         let mean = MeanChange::new(&others.map(|(path, _)| path).collect::<Vec<_>>());
@@ -455,7 +456,7 @@ fn mean_missed<'a>(prepared: &'a [Prepared], paths: &[Path], folds: &[usize]) ->
 /// that leaves a fold out.
 fn missed<'a, S: Fn(&Prepared) -> Vec<f64>>(
     prepared: &'a [Prepared],
-    paths: &[Path],
+    paths: &'a [Path],
     folds: &[usize],
     fit: impl Fn(usize) -> S + Sync,
 ) -> Vec<Missed<'a>> {
@@ -478,6 +479,7 @@ fn missed<'a, S: Fn(&Prepared) -> Vec<f64>>(
                     inputs: &run.inputs,
                     fold,
                     errors,
+                    real: path,
                     last: last as usize,
                 };
                 (r, missed)

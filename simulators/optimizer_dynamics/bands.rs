@@ -14,16 +14,22 @@ const LEAST_DISTANCE: f64 = 0.05;
 /// Bands grow at least in proportion to the distance, as the error of a first-order expansion
 /// does: left-out runs lie too close to others to show it.
 const LEAST_GROWTH: f64 = 1.0;
+/// What is added to simulated losses before their logarithm is taken, over their mean.
+const LEVEL_FLOOR: f64 = 0.1;
+/// Smallest error whose logarithm counts, over the root mean square.
+const SMALL_ERROR: f64 = 0.1;
 
 /// What bands are made of: the band of test example `j` after step `t` of a curriculum is
-/// `L̂ ± q(level) · σ_j(t) · max(1, d)^γ`, where `d` is the distance to the nearest recorded
-/// point over the usual one, of left-out runs near that step.
+/// `L̂ ± q(level) · σ_j(t) · (L̂ + c)^κ · max(1, d)^γ`, where `d` is the distance to the nearest
+/// recorded point over the usual one, of left-out runs near that step.
 ///
-/// `σ_j(t)` is the root mean square of the errors of left-out runs near step `t`, `γ` the slope of
-/// their logarithm against that of `d` (at least 1), and `q` the quantile of what then remains over all
-/// left-out runs, steps and test examples (cross-conformal prediction, with the usual
-/// `(R + 1)/R` for `R` left-out runs). The same left-out runs chose the settings, so that the
-/// promise holds about, not exactly.
+/// A high loss is missed by more than a low one: `κ` is the slope of the logarithm of the errors of
+/// left-out runs against that of the simulated loss (0 to 1), among those of a test example near a
+/// step; `c` is a tenth of the mean simulated loss. `σ_j(t)` is the root mean square of the errors
+/// over `(L̂ + c)^κ` near step `t`, `γ` the slope of their logarithm against that of `d` (at least
+/// 1), and `q` the quantile of what then remains over all left-out runs, steps and test examples
+/// (cross-conformal prediction, with the usual `(R + 1)/R` for `R` left-out runs). The same
+/// left-out runs chose the settings, so that the promise holds about, not exactly.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Bands {
     /// Steps at which scales and distances stand.
@@ -33,8 +39,7 @@ pub(super) struct Bands {
     /// `[knots]`: the median distance of left-out points.
     pub(super) distances: Vec<f64>,
     pub(super) quantiles: Vec<f64>,
-    pub(super) growth: f64,
-    pub(super) runs: usize,
+    pub(super) support: Support,
 }
 
 /// What the recorded runs say about bands.
@@ -44,6 +49,26 @@ pub struct Support {
     pub runs: usize,
     /// The exponent `γ` with which bands grow with the distance from what was recorded.
     pub growth: f64,
+    /// The exponent `κ` with which bands grow with the simulated loss, and
+    pub level_exponent: f64,
+    /// what is added to it (nats).
+    pub level_floor: f64,
+}
+
+impl Support {
+    /// How wide bands are at this simulated loss, but for a constant.
+    fn width_at(&self, simulated: f64) -> f64 {
+        (simulated.max(0.0) + self.level_floor).powf(self.level_exponent)
+    }
+
+    /// What is left of an error when its size at this loss is taken out.
+    fn relative(&self, point: &LeftOutPoint, test: usize) -> f64 {
+        point.errors[test] / self.width_at(simulated(point, test))
+    }
+}
+
+fn simulated(point: &LeftOutPoint, test: usize) -> f64 {
+    point.real[test] - point.errors[test]
 }
 
 impl Bands {
@@ -62,6 +87,11 @@ impl Bands {
             let knot = (0..knots.len()).min_by(|a, b| distance(a).total_cmp(&distance(b)));
             near[knot.expect("there is a knot")].push(point);
         }
+        let support = Support {
+            runs,
+            growth: 0.0,
+            ..level_support(&near, tests)
+        };
         let mut distances = Vec::with_capacity(knots.len());
         let mut scales = Vec::with_capacity(knots.len() * tests);
         for near in &near {
@@ -75,7 +105,9 @@ impl Bands {
                     .max(LEAST_DISTANCE),
             );
             let square = |test: usize| -> f64 {
-                let sum: f64 = near.iter().map(|p| p.errors[test].powi(2)).sum();
+                let sum: f64 = (near.iter())
+                    .map(|p| support.relative(p, test).powi(2))
+                    .sum();
                 sum / near.len().max(1) as f64
             };
             let own: Vec<f64> = (0..tests).map(square).collect();
@@ -88,16 +120,16 @@ impl Bands {
             scales,
             distances,
             quantiles: Vec::new(),
-            growth: 0.0,
-            runs,
+            support,
         };
-        bands.growth = bands.fit_growth(points);
+        bands.support.growth = bands.fit_growth(points);
         let mut scores = Vec::with_capacity(points.len() * tests);
         for point in points {
             let grown = bands.ratio(point.step as f64, point.distance).max(1.0);
-            let grown = grown.powf(bands.growth);
-            for (test, error) in point.errors.iter().enumerate() {
-                scores.push(error.abs() / (bands.scale(point.step as f64, test) * grown));
+            let grown = grown.powf(bands.support.growth);
+            for test in 0..tests {
+                let error = support.relative(point, test).abs();
+                scores.push(error / (bands.scale(point.step as f64, test) * grown));
             }
         }
         scores.sort_by(f64::total_cmp);
@@ -116,8 +148,9 @@ impl Bands {
         let mut rows = Vec::new();
         for point in points {
             let ratio = self.ratio(point.step as f64, point.distance);
-            let square: f64 = (point.errors.iter().enumerate())
-                .map(|(test, error)| (error / self.scale(point.step as f64, test)).powi(2))
+            let relative = |test| self.support.relative(point, test);
+            let square: f64 = (0..point.errors.len())
+                .map(|test| (relative(test) / self.scale(point.step as f64, test)).powi(2))
                 .sum();
             rows.push((
                 ratio.ln(),
@@ -160,16 +193,17 @@ impl Bands {
         distance / (self.distances[a] * (1.0 - part) + self.distances[b] * part)
     }
 
-    /// Half widths after every step, `[(steps + 1) × tests]` (0 before the first), and the mean
+    /// Half widths around simulated `losses` `[(steps + 1) × tests]` after every step, `[(steps + 1) × tests]` (0 before the first), and the mean
     /// over the steps of the distance from what was recorded over the usual one.
     pub(super) fn half_widths(
         &self,
         correction: &Correction,
         inputs: &Inputs,
         basis: &Basis,
+        losses: &[f64],
         level: f64,
     ) -> (Vec<f64>, f64) {
-        let runs = self.runs as f64;
+        let runs = self.support.runs as f64;
         let part = (level * (runs + 1.0) / runs).min(1.0);
         let quantile = self.quantiles[(part * QUANTILES as f64).ceil() as usize];
         let tests = correction.tests;
@@ -187,9 +221,49 @@ impl Bands {
                 ratio(step)
             };
             sum += ratio;
-            let factor = quantile * ratio.max(1.0).powf(self.growth);
-            widths.extend((0..tests).map(|test| factor * self.scale(step as f64, test)));
+            let factor = quantile * ratio.max(1.0).powf(self.support.growth);
+            let simulated = &losses[step * tests..][..tests];
+            widths.extend(simulated.iter().enumerate().map(|(test, &loss)| {
+                factor * self.scale(step as f64, test) * self.support.width_at(loss)
+            }));
         }
         (widths, sum / distances.len().max(1) as f64)
+    }
+}
+
+/// How errors grow with the simulated loss; `near` are the points near each knot.
+fn level_support(near: &[Vec<&LeftOutPoint>], tests: usize) -> Support {
+    let all = || {
+        near.iter()
+            .flatten()
+            .flat_map(|p| (0..tests).map(|test| simulated(p, test)))
+    };
+    let mean = all().sum::<f64>() / all().count().max(1) as f64;
+    let level_floor = (LEVEL_FLOOR * mean).max(1e-9);
+    let (mut xy, mut xx) = (0.0, 0.0);
+    for near in near {
+        for test in 0..tests {
+            let count = near.len() as f64;
+            let square = near.iter().map(|p| p.errors[test].powi(2)).sum::<f64>() / count;
+            // An error that happens to be next to nothing says no more than a small one.
+            let least = (SMALL_ERROR * SMALL_ERROR * square).max(1e-18);
+            let at = |p: &&LeftOutPoint| {
+                let level = simulated(p, test).max(0.0) + level_floor;
+                (level.ln(), 0.5 * (p.errors[test].powi(2) + least).ln())
+            };
+            let rows: Vec<(f64, f64)> = near.iter().map(at).collect();
+            let mean_x = rows.iter().map(|r| r.0).sum::<f64>() / count;
+            let mean_y = rows.iter().map(|r| r.1).sum::<f64>() / count;
+            for (x, y) in rows {
+                xy += (x - mean_x) * (y - mean_y);
+                xx += (x - mean_x) * (x - mean_x);
+            }
+        }
+    }
+    Support {
+        runs: 0,
+        growth: 0.0,
+        level_exponent: (xy / xx.max(1e-12)).clamp(0.0, 1.0),
+        level_floor,
     }
 }

@@ -1,6 +1,7 @@
 //! What is left of the left-out runs, learned from how alike curricula are.
 
 use super::inputs::{Exposed, Inputs};
+use super::path::Path;
 use nalgebra::{Cholesky, DMatrix};
 use rayon::prelude::*;
 
@@ -71,8 +72,10 @@ pub(super) struct LeftOutPoint {
     pub(super) step: usize,
     /// Distance to the nearest point of the other folds, in length scales.
     pub(super) distance: f64,
-    /// `[tests]`.
+    /// `[tests]`: recorded minus simulated losses.
     pub(super) errors: Vec<f64>,
+    /// `[tests]`: recorded losses.
+    pub(super) real: Vec<f64>,
 }
 
 /// How the correction was chosen.
@@ -95,6 +98,8 @@ pub(super) struct Missed<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) fold: usize,
     pub(super) errors: Vec<f64>,
+    /// What was recorded.
+    pub(super) real: &'a Path,
     /// The last step whose error is known.
     pub(super) last: usize,
 }
@@ -113,6 +118,7 @@ impl Correction {
         let per_run = (POINTS / missed.len().max(1)).clamp(POINTS_PER_RUN.0, POINTS_PER_RUN.1);
         let (mut points, mut errors) = (Vec::new(), Vec::new());
         let (mut folds, mut steps, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        let mut real = Vec::new();
         let width = basis.width();
         for run in missed {
             let coordinates = coordinates(run.inputs, basis);
@@ -121,6 +127,7 @@ impl Correction {
                 errors.extend_from_slice(&run.errors[step * tests..][..tests]);
                 folds.push(run.fold);
                 steps.push(step);
+                real.push(run.real.row(step).to_vec());
             }
             ends.push(folds.len());
         }
@@ -180,7 +187,8 @@ impl Correction {
             Vec::new()
         };
         let left_out = (0..count)
-            .map(|p| LeftOutPoint {
+            .zip(real)
+            .map(|(p, real)| LeftOutPoint {
                 step: steps[p],
                 distance: (0..count)
                     .filter(|&q| folds[q] != folds[p])
@@ -190,6 +198,7 @@ impl Correction {
                     .fold(f64::INFINITY, f64::min)
                     .sqrt(),
                 errors: remaining.row(p).iter().copied().collect(),
+                real,
             })
             .collect();
         // The length scales go into the scales of the coordinates.

@@ -235,8 +235,7 @@ impl OptimizerDynamicsSimulator {
             scales: table("band_scales", &[sizes.knots, m])?,
             distances: table("band_distances", &[sizes.knots])?,
             quantiles: table("band_quantiles", &[sizes.quantiles])?,
-            growth: report.support.growth,
-            runs: report.support.runs,
+            support: report.support,
         };
         let basis = Basis {
             horizons: artifact
