@@ -17,7 +17,7 @@ const LEAST_GROWTH: f64 = 1.0;
 /// What is added to simulated losses before their logarithm is taken, over their mean.
 const LEVEL_FLOOR: f64 = 0.1;
 /// Smallest error whose logarithm counts, over the root mean square.
-const SMALL_ERROR: f64 = 0.1;
+const SMALL_ERROR: f64 = 0.01;
 
 /// What bands are made of: the band of test example `j` after step `t` of a curriculum is
 /// `L̂ ± q(level) · σ_j(t) · (L̂ + c)^κ · max(1, d)^γ`, where `d` is the distance to the nearest
@@ -265,5 +265,44 @@ fn level_support(near: &[Vec<&LeftOutPoint>], tests: usize) -> Support {
         growth: 0.0,
         level_exponent: (xy / xx.max(1e-12)).clamp(0.0, 1.0),
         level_floor,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    /// Points of 40 runs whose errors are `size(simulated loss)` times noise.
+    fn points(size: impl Fn(f64) -> f64) -> Vec<LeftOutPoint> {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut draw = |spread: f64| spread * (rng.random::<f64>() - 0.5);
+        (0..40 * 10)
+            .map(|p| {
+                let simulated: Vec<f64> = (0..5).map(|_| 3.0 + draw(5.8)).collect();
+                let errors: Vec<f64> = simulated.iter().map(|&l| size(l) * draw(2.0)).collect();
+                LeftOutPoint {
+                    step: 1 + p % 10,
+                    distance: 1.0,
+                    real: simulated.iter().zip(&errors).map(|(l, e)| l + e).collect(),
+                    errors,
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_growth_of_errors_with_the_loss_is_found_and_only_where_there_is_one() {
+        // `c` is a tenth of the mean loss of 3.
+        for exponent in [0.0, 0.5, 1.0] {
+            let bands = Bands::fit(&points(|loss| 0.2 * (loss + 0.3).powf(exponent)), 40);
+            let found = bands.support.level_exponent;
+            assert!((found - exponent).abs() < 0.1, "{found} for {exponent}");
+            assert!((bands.support.level_floor - 0.3).abs() < 0.02);
+        }
+        // Low losses that are missed by more: not below 0.
+        let bands = Bands::fit(&points(|loss| 1.0 / (loss + 0.3)), 40);
+        assert_eq!(bands.support.level_exponent, 0.0);
     }
 }
