@@ -12,10 +12,11 @@
 //! | normalisation | `s_c = (v̂_c + 0.05)^(−p)`, `v_c = EMA_β₂(g_c²)` | the optimiser's own second moment; `p` below ½ because datasets share coordinates; 1 for SGD |
 //! | pushes | `F = (η_t/η_ref)^q m_c^β s_c` | over datasets and memories; `q` below 1 because steps at high rates overshoot |
 //! | increment | `ΔL_j = [F, F ⊗ z] · a_j + (F · b_j) L_j` | `⟨∇L_j, u_c⟩` depends on the state: linear in `z` and in the own loss |
+//! | ensemble | `Σ_l w_l` closed loop `l` | the loop above, one whose `z` is of `σ (1 − e^(−L/σ))` with `σ` = 2.5 nats, which tells large losses apart, and one without `z` and own loss; `w` from left-out runs |
 //! | second fit | `ΔL + γ (L − S)` from the states `S` of the simulator's own rollouts | errors fade instead of growing |
 //! | examples | `ΔL_j += (η_t/η_ref)^q Σ_k V_kj Σ_c s_c EMA_β(ρ_c Σ_(i in c) x_t(i) d_ik)` | what an example does beside its dataset, shrunk to nothing, along `k` directions shared by all test examples |
-//! | correction | `δ_j(u_t)`, a Gaussian process over exposures so far and the clock | what the closed loop misses of left-out runs, alike where curricula are alike |
-//! | stacking | `ω (closed loop + δ) + (1 − ω) (mean run + δ')` | the mean run, corrected in the same way, errs elsewhere |
+//! | correction | `δ_j(u_t)`, a Gaussian process over exposures so far and the clock | what the loops miss of left-out runs, alike where curricula are alike |
+//! | stacking | `ω (closed loops + δ) + (1 − ω) (mean run + δ')` | the mean run, corrected in the same way, errs elsewhere |
 //!
 //! `a_j` and `b_j` come from one ridge regression per test example; its penalty, `p`, `q`,
 //! `γ`, the number of components and how far single examples are shrunk from simulated left-out
