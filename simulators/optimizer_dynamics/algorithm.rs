@@ -1,12 +1,12 @@
 //! Fitting on recorded runs and simulating.
 
 use super::bands::{Bands, Support};
-use super::choice::{Candidate, Chosen, Folded, choose_loop};
+use super::choice::{Candidate, Folded, choose_loops};
 use super::correction::{Basis, Correction, CorrectionChoice, LeftOutPoint, Missed};
-use super::ensemble::{Ensemble, ExampleChoice, choose_examples, stacking_weights};
+use super::ensemble::{Ensemble, ExampleChoice, choose_examples, stacked};
 use super::inputs::Inputs;
 use super::mean_change::MeanChange;
-use super::model::{Model, Prepared, Shape, State};
+use super::model::Prepared;
 use super::params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 use super::path::Path;
 use super::pushes::{Memory, SecondMoment};
@@ -267,48 +267,17 @@ impl Fit for OptimizerDynamicsValidParams {
             Some(_) => &params.rate_exponents[..1],
             None => &[1.0],
         };
-        let exponents = match memory.second {
-            SecondMoment::None => &[0.0],
-            _ => &params.exponents[..],
-        };
-        let powers: Vec<(f64, f64)> = (exponents.iter())
-            .flat_map(|&p| rate_exponents.iter().map(move |&q| (p, q)))
-            .collect();
-        let mut chosen: Vec<Chosen> = Vec::new();
-        for state in params.states() {
-            // What the optimiser makes of a push does not hang on what the state shows; without
-            // one, other powers have to make up for it.
-            let powers = match (state, chosen.first()) {
-                (State::Residuals(_), Some(Chosen { chosen, .. })) => {
-                    vec![(chosen.exponent, chosen.rate_exponent)]
-                }
-                _ => powers.clone(),
-            };
-            let like = Shape {
-                memory,
-                exponent: 0.0,
-                rate_exponent: 1.0,
-                rank: 0,
-                groups: group_count,
-                saturation: params.has(Ingredient::Saturation),
-                state,
-            };
-            chosen.push(choose_loop(folded, like, &powers, params, progress));
-        }
+        let loops = choose_loops(
+            folded,
+            memory,
+            group_count,
+            rate_exponents,
+            params,
+            progress,
+        );
+        let (mut ensemble, mut left_out_ensembles) = stacked(folded, &loops);
         let tests = first.trajectory.test_count();
-        let paths = chosen[0].paths.clone();
-        let left_out_loops: Vec<&[Model]> = chosen.iter().map(|c| &c.left_out[..]).collect();
-        let loop_weights = stacking_weights(folded, &left_out_loops);
-        let mut ensemble = Ensemble {
-            loops: chosen.iter().map(|c| c.model.clone()).collect(),
-            weights: loop_weights.clone(),
-        };
-        let mut left_out_ensembles: Vec<Ensemble> = (0..folded.count())
-            .map(|fold| Ensemble {
-                loops: left_out_loops.iter().map(|of| of[fold].clone()).collect(),
-                weights: loop_weights.clone(),
-            })
-            .collect();
+        let paths = loops[0].paths.clone();
         let strengths = if params.has(Ingredient::Examples) {
             &params.example_strengths[..]
         } else {
@@ -324,7 +293,7 @@ impl Fit for OptimizerDynamicsValidParams {
         let basis = Basis {
             horizons: horizons(&kept),
             groups: group_count,
-            rate_exponent: chosen[0].chosen.rate_exponent,
+            rate_exponent: loops[0].chosen.rate_exponent,
         };
         let corrected = params.has(Ingredient::Correction);
         let fit_correction =
@@ -354,9 +323,9 @@ impl Fit for OptimizerDynamicsValidParams {
             reference_rate,
             batch_losses: !ensemble.loops[0].readout.weights.is_empty(),
             sparse: !prepared.iter().all(|run| run.path.is_complete()),
-            candidates: chosen.iter().flat_map(|c| c.tried.clone()).collect(),
-            chosen: chosen.iter().map(|c| c.chosen).collect(),
-            loop_weights,
+            candidates: loops.iter().flat_map(|l| l.tried.clone()).collect(),
+            chosen: loops.iter().map(|l| l.chosen).collect(),
+            loop_weights: ensemble.weights.clone(),
             examples,
             correction: correction_choice,
             mean_correction: mean_choice,

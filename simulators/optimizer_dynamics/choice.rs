@@ -3,6 +3,7 @@
 use super::model::{Model, Prepared, Shape, State};
 use super::params::{Ingredient, OptimizerDynamicsParams};
 use super::path::Path;
+use super::pushes::{Memory, SecondMoment};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use simfluence_core::Progress;
@@ -72,9 +73,49 @@ impl<'a> Folded<'a> {
     }
 }
 
+/// Chooses the settings of every loop and fits it.
+pub(super) fn choose_loops(
+    folded: Folded<'_>,
+    memory: Memory,
+    groups: usize,
+    rate_exponents: &[f64],
+    params: &OptimizerDynamicsParams,
+    progress: &dyn Progress,
+) -> Vec<Chosen> {
+    let exponents = match memory.second {
+        SecondMoment::None => &[0.0],
+        _ => &params.exponents[..],
+    };
+    let every: Vec<(f64, f64)> = (exponents.iter())
+        .flat_map(|&p| rate_exponents.iter().map(move |&q| (p, q)))
+        .collect();
+    let mut loops: Vec<Chosen> = Vec::new();
+    for state in params.states() {
+        // What the optimiser makes of a push does not hang on what the state shows; without one,
+        // other powers have to make up for it.
+        let powers = match (state, loops.first()) {
+            (State::Residuals(_), Some(Chosen { chosen, .. })) => {
+                vec![(chosen.exponent, chosen.rate_exponent)]
+            }
+            _ => every.clone(),
+        };
+        let like = Shape {
+            memory,
+            exponent: 0.0,
+            rate_exponent: 1.0,
+            rank: 0,
+            groups,
+            saturation: params.has(Ingredient::Saturation),
+            state,
+        };
+        loops.push(choose_loop(folded, like, &powers, params, progress));
+    }
+    loops
+}
+
 /// Chooses normalisation and power of the rate (`powers`), components, penalty and pull of a loop
 /// that is otherwise like this one, and fits it.
-pub(super) fn choose_loop(
+fn choose_loop(
     folded: Folded<'_>,
     like: Shape,
     powers: &[(f64, f64)],

@@ -1,6 +1,6 @@
 //! Several closed loops that differ in what their state shows, and their mean.
 
-use super::choice::{Folded, errors, mse};
+use super::choice::{Chosen, Folded, errors, mse};
 use super::correction::clearly_positive;
 use super::examples::{ExampleEffects, Recorded, Regression, axes};
 use super::inputs::Inputs;
@@ -93,10 +93,25 @@ impl Ensemble {
     }
 }
 
+/// The loops with the weights of [`stacking_weights`], and for every fold those that leave it out.
+pub(super) fn stacked(folded: Folded<'_>, loops: &[Chosen]) -> (Ensemble, Vec<Ensemble>) {
+    let left_out: Vec<&[Model]> = loops.iter().map(|l| &l.left_out[..]).collect();
+    let weights = stacking_weights(folded, &left_out);
+    let all = Ensemble {
+        loops: loops.iter().map(|l| l.model.clone()).collect(),
+        weights: weights.clone(),
+    };
+    let without = |fold: usize| Ensemble {
+        loops: left_out.iter().map(|of| of[fold].clone()).collect(),
+        weights: weights.clone(),
+    };
+    (all, (0..folded.count()).map(without).collect())
+}
+
 /// The weights with which loops together miss left-out runs least (stacking): they minimise
 /// `wᵀ G w`, none negative, with a sum of 1. `G` sums over runs the products of the loops' errors,
 /// over the sum of their squares: every run counts the same.
-pub(super) fn stacking_weights(folded: Folded<'_>, left_out: &[&[Model]]) -> Vec<f64> {
+fn stacking_weights(folded: Folded<'_>, left_out: &[&[Model]]) -> Vec<f64> {
     let count = left_out.len();
     let products: Vec<DMatrix<f64>> = (folded.folds.par_iter().zip(folded.prepared))
         .map(|(&fold, run)| {
