@@ -7,7 +7,7 @@ from pathlib import Path
 
 FOLDER = Path(sys.argv[1])
 TASKS = ["ag_news_adamw", "ag_news_momentum", "numbers_adamw", "number_words_adam"]
-# Recorded once everything was finished; by itself, without thinned evaluations.
+# Nobody looked at it while the simulator was made; by itself, without thinned evaluations.
 UNSEEN = "ag_news_unseen"
 # A fifth of its training labels are wrong.
 MISLABELLED = "ag_news_mislabelled"

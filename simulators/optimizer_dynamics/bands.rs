@@ -193,8 +193,9 @@ impl Bands {
         distance / (self.distances[a] * (1.0 - part) + self.distances[b] * part)
     }
 
-    /// Half widths around simulated `losses` `[(steps + 1) × tests]` after every step, `[(steps + 1) × tests]` (0 before the first), and the mean
-    /// over the steps of the distance from what was recorded over the usual one.
+    /// Half widths around simulated `losses` (both `[(steps + 1) × tests]`, 0 before the first
+    /// step), and the mean over the steps of the distance from what was recorded over the usual
+    /// one.
     pub(super) fn half_widths(
         &self,
         correction: &Correction,
