@@ -2,24 +2,20 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
-use std::sync::Once;
 
 /// Lets the C library keep freed memory.
 ///
 /// LibTorch allocates and frees each intermediate result. glibc hands large blocks back to the
 /// kernel at once, and each next allocation pays for page faults again.
 pub(crate) fn keep_memory() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        // SAFETY: mallopt only sets parameters of the allocator and may be called at any time.
-        unsafe {
-            // 32 MiB is the most that glibc accepts.
-            libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-            libc::mallopt(libc::M_TOP_PAD, 64 << 20);
-        }
-    });
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets parameters of the allocator and may be called at any time.
+    unsafe {
+        // 32 MiB is the most that glibc accepts.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
 }
 
 /// Loads LibTorch's CUDA part, which registers itself.

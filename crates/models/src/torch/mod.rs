@@ -10,6 +10,7 @@ mod network;
 mod optimizers;
 mod parameters;
 mod prepared;
+mod process;
 #[cfg(test)]
 mod test_support;
 mod training;

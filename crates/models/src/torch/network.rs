@@ -46,7 +46,7 @@ impl Network {
     /// # Errors
     /// A device that cannot be used.
     pub fn open(weights: &Weights, device: crate::Device) -> Result<Self, DeviceError> {
-        crate::native::keep_memory();
+        super::process::prepare();
         Ok(Self::new(weights, device.open()?))
     }
 
@@ -55,7 +55,7 @@ impl Network {
     /// # Errors
     /// A device that cannot be used.
     pub fn open_double(weights: &Weights, device: crate::Device) -> Result<Self, DeviceError> {
-        crate::native::keep_memory();
+        super::process::prepare();
         Ok(Self::with_kind(weights, device.open()?, Kind::Double))
     }
 

@@ -148,7 +148,7 @@ impl<'a> Run<'a> {
         seed: u64,
         device: tch::Device,
     ) -> Self {
-        crate::native::keep_memory();
+        super::process::prepare();
         // The number of threads is the process's for some of LibTorch's parts and this thread's
         // for others, so that every run sets it.
         tch::set_num_threads(settings.threads as i32);

@@ -23,6 +23,7 @@ impl Updater {
 
     /// As [`Updater::new`], with weight decay on the parameters that are `decayed`.
     pub fn with_decay<M: Model>(model: &M, optimizer: Optimizer, decayed: Vec<bool>) -> Self {
+        super::process::prepare();
         let gradient = model.flat().zeros_like();
         let (layout, kind, device) = (model.layout(), model.kind(), model.device());
         Self {
