@@ -908,7 +908,7 @@ fn level(text: &str) -> Result<f64, String> {
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  simfluence compare number-runs --plots pictures\n  simfluence compare number-runs --methods simfluence-linear,tracin-cp --format json\n\nThe baselines no-learning, mean-run and (on the suite) no-effect stand in every table."
+    after_help = "Examples:\n  simfluence compare number-runs --plots pictures\n  simfluence compare number-runs --methods simfluence-linear,tracin-cp --format json\n\nThe baselines no-learning, mean-run and (on the suite) no-effect stand in every table. Where the same edit was made of several base runs, the noise ceiling of the final effect's R² is given: what predictions could reach that do not know which run is edited."
 )]
 pub struct CompareArgs {
     /// Folder of the run set.

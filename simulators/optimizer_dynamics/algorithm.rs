@@ -298,13 +298,13 @@ impl Fit for OptimizerDynamicsValidParams {
         let corrected = params.has(Ingredient::Correction);
         let fit_correction =
             |missed: &[Missed<'_>]| Correction::fit(missed, &basis, tests, corrected);
-        let closed = missed(&prepared, &paths, &folds, |fold| {
+        let closed = missed(folded, &paths, |fold| {
             let ensemble = &left_out_ensembles[fold];
             move |run: &Prepared| ensemble.roll_run(run)
         });
         let (correction, correction_choice, mut points) = fit_correction(&closed);
         let (mean_correction, mean_choice, mean_points) =
-            fit_correction(&mean_missed(&prepared, &paths, &folds));
+            fit_correction(&mean_missed(folded, &paths));
         if points.is_empty() {
             return Err(OptimizerDynamicsError::NotMeasured);
         }
@@ -409,14 +409,10 @@ fn horizons(runs: &[&Run]) -> Vec<f64> {
 }
 
 /// What the mean run misses of left-out runs.
-fn mean_missed<'a>(
-    prepared: &'a [Prepared],
-    paths: &'a [Path],
-    folds: &[usize],
-) -> Vec<Missed<'a>> {
-    missed(prepared, paths, folds, |fold| {
-        let others = (paths.iter().zip(folds)).filter(|&(_, &f)| f != fold);
-        let mean = MeanChange::new(&others.map(|(path, _)| path).collect::<Vec<_>>());
+fn mean_missed<'a>(folded: Folded<'a>, paths: &'a [Path]) -> Vec<Missed<'a>> {
+    missed(folded, paths, |fold| {
+        let others = folded.others(fold).into_iter().map(|r| &paths[r]);
+        let mean = MeanChange::new(&others.collect::<Vec<_>>());
         move |run: &Prepared| mean.simulate(run.inputs.len(), run.path.row(0))
     })
 }
@@ -424,18 +420,16 @@ fn mean_missed<'a>(
 /// What simulations of left-out runs miss, in the order of the runs; `fit` gives the simulation
 /// that leaves a fold out.
 fn missed<'a, S: Fn(&Prepared) -> Vec<f64>>(
-    prepared: &'a [Prepared],
+    folded: Folded<'a>,
     paths: &'a [Path],
-    folds: &[usize],
     fit: impl Fn(usize) -> S + Sync,
 ) -> Vec<Missed<'a>> {
-    let fold_count = folds.iter().max().map_or(0, |f| f + 1);
-    let mut missed: Vec<(usize, Missed<'a>)> = (0..fold_count)
+    let mut missed: Vec<(usize, Missed<'a>)> = (0..folded.count())
         .into_par_iter()
         .flat_map_iter(|fold| {
             let simulate = fit(fold);
-            let of_run = |r: usize| {
-                let (run, path) = (&prepared[r], &paths[r]);
+            folded.of(fold).into_iter().map(move |r| {
+                let (run, path) = (&folded.prepared[r], &paths[r]);
                 let tests = path.row(0).len();
                 let mut errors = simulate(run);
                 for (step, row) in errors.chunks_exact_mut(tests).enumerate() {
@@ -452,9 +446,7 @@ fn missed<'a, S: Fn(&Prepared) -> Vec<f64>>(
                     last: last as usize,
                 };
                 (r, missed)
-            };
-            let left_out = (0..prepared.len()).filter(|&r| folds[r] == fold);
-            left_out.map(of_run).collect::<Vec<_>>()
+            })
         })
         .collect();
     missed.sort_by_key(|(r, _)| *r);

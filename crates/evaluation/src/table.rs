@@ -114,7 +114,8 @@ pub fn json(comparison: &Comparison) -> Result<String, serde_json::Error> {
     serde_json::to_string_pretty(comparison)
 }
 
-/// One line per block and method; what is not defined is an empty field.
+/// One line per block and method; what is not defined is an empty field. The noise ceiling is that
+/// of the block, in each of its lines.
 ///
 /// # Errors
 /// None in practice: it is written to memory.
@@ -141,6 +142,7 @@ pub fn csv(comparison: &Comparison) -> Result<String, csv::Error> {
             format!("{name}_high"),
         ]);
     }
+    heading.push("effect_r2_ceiling".to_owned());
     heading.extend(COSTS.map(String::from));
     writer.write_record(&heading)?;
     for block in &comparison.blocks {
@@ -154,6 +156,8 @@ pub fn csv(comparison: &Comparison) -> Result<String, csv::Error> {
             for (_, value) in COLUMNS {
                 record.extend(estimate_fields(value(row)));
             }
+            let ceiling = block.effect_r2_ceiling.map(|ceiling| ceiling.r2);
+            record.push(ceiling.map(|r2| r2.to_string()).unwrap_or_default());
             record.extend(cost_fields(comparison, &row.method));
             writer.write_record(&record)?;
         }
