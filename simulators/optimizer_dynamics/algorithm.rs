@@ -1,7 +1,7 @@
 //! Fitting on recorded runs and simulating.
 
 use super::bands::{Bands, Support};
-use super::choice::{Candidate, Folded, choose_loops};
+use super::choice::{Candidate, Filled, Folded, choose_loops, shapes};
 use super::correction::{Basis, Correction, CorrectionChoice, LeftOutPoint, Missed};
 use super::ensemble::{Ensemble, ExampleChoice, choose_examples, stacked};
 use super::inputs::Inputs;
@@ -258,26 +258,23 @@ impl Fit for OptimizerDynamicsValidParams {
             })
             .collect::<Result<_, SimulateError>>()?;
         let folds = assign_folds(&run_groups(&kept), params.folds, params.seed)?;
-        let folded = Folded {
-            prepared: &prepared,
-            folds: &folds,
-        };
         let rate_exponents = match reference_rate {
             Some(_) if rates_vary(&kept) => &params.rate_exponents[..],
             Some(_) => &params.rate_exponents[..1],
             None => &[1.0],
         };
-        let loops = choose_loops(
-            folded,
-            memory,
-            group_count,
-            rate_exponents,
-            params,
-            progress,
-        );
-        let (mut ensemble, mut left_out_ensembles) = stacked(folded, &loops);
         let tests = first.trajectory.test_count();
-        let paths = loops[0].paths.clone();
+        let state = params.states()[0];
+        let shapes = shapes(memory, group_count, rate_exponents, params, tests, state);
+        let filled = Filled::new(&prepared, &folds, &shapes, &params.penalties, progress);
+        let folded = Folded {
+            prepared: &prepared,
+            folds: &folds,
+            filled: &filled,
+        };
+        let loops = choose_loops(folded, &shapes, params, progress);
+        let (mut ensemble, mut left_out_ensembles) = stacked(folded, &loops);
+        let paths = &filled.all;
         let strengths = if params.has(Ingredient::Examples) {
             &params.example_strengths[..]
         } else {
@@ -285,7 +282,7 @@ impl Fit for OptimizerDynamicsValidParams {
         };
         let examples = choose_examples(
             folded,
-            &paths,
+            paths,
             &mut ensemble,
             &mut left_out_ensembles,
             strengths,
@@ -298,13 +295,13 @@ impl Fit for OptimizerDynamicsValidParams {
         let corrected = params.has(Ingredient::Correction);
         let fit_correction =
             |missed: &[Missed<'_>]| Correction::fit(missed, &basis, tests, corrected);
-        let closed = missed(folded, &paths, |fold| {
+        let closed = missed(folded, paths, |fold| {
             let ensemble = &left_out_ensembles[fold];
             move |run: &Prepared| ensemble.roll_run(run)
         });
         let (correction, correction_choice, mut points) = fit_correction(&closed);
         let (mean_correction, mean_choice, mean_points) =
-            fit_correction(&mean_missed(folded, &paths));
+            fit_correction(&mean_missed(folded, paths));
         if points.is_empty() {
             return Err(OptimizerDynamicsError::NotMeasured);
         }

@@ -1,5 +1,6 @@
 //! One closed loop: its settings are those with the smallest error of simulated left-out runs.
 
+use super::filling::fill;
 use super::model::{Model, Prepared, Shape, State};
 use super::params::{Ingredient, OptimizerDynamicsParams};
 use super::path::Path;
@@ -36,6 +37,59 @@ pub(super) struct Folded<'a> {
     pub(super) prepared: &'a [Prepared],
     /// The fold of each run.
     pub(super) folds: &'a [usize],
+    pub(super) filled: &'a Filled,
+}
+
+/// The paths of the runs with their gaps filled, once for all loops and settings.
+pub(super) struct Filled {
+    /// From all of them.
+    pub(super) all: Vec<Path>,
+    /// For every fold from the other runs, those of the others.
+    without: Vec<Vec<Path>>,
+}
+
+impl Filled {
+    /// By a loop of one of these shapes and penalties: of the middle ones first, then of those
+    /// whose error on left-out runs is smallest with what the middle ones filled in.
+    pub(super) fn new(
+        prepared: &[Prepared],
+        folds: &[usize],
+        shapes: &[Shape],
+        penalties: &[f64],
+        progress: &dyn Progress,
+    ) -> Self {
+        let filled = Self::by(prepared, folds, middle(shapes), middle(penalties));
+        if prepared.iter().all(|run| run.path.is_complete()) {
+            return filled;
+        }
+        let folded = Folded {
+            prepared,
+            folds,
+            filled: &filled,
+        };
+        let (_, (shape, chosen)) = choose(folded, shapes, penalties, progress);
+        Self::by(prepared, folds, shape, chosen.penalty)
+    }
+
+    fn by(prepared: &[Prepared], folds: &[usize], shape: Shape, penalty: f64) -> Self {
+        let count = folds.iter().max().map_or(0, |f| f + 1);
+        let without = (0..count)
+            .into_par_iter()
+            .map(|fold| {
+                let others = (prepared.iter().zip(folds)).filter(|(_, f)| **f != fold);
+                let others: Vec<&Prepared> = others.map(|(run, _)| run).collect();
+                fill(&others, shape, penalty)
+            })
+            .collect();
+        Self {
+            all: fill(&prepared.iter().collect::<Vec<_>>(), shape, penalty),
+            without,
+        }
+    }
+}
+
+fn middle<T: Copy>(of: &[T]) -> T {
+    of[of.len() / 2]
 }
 
 /// A closed loop with the settings that were chosen for it.
@@ -44,8 +98,6 @@ pub(super) struct Chosen {
     pub(super) chosen: Candidate,
     /// Fitted on all runs.
     pub(super) model: Model,
-    /// Of every run, with gaps filled.
-    pub(super) paths: Vec<Path>,
     /// For every fold the one that leaves it out.
     pub(super) left_out: Vec<Model>,
 }
@@ -67,75 +119,84 @@ impl<'a> Folded<'a> {
         places.filter(|&r| self.folds[r] != fold).collect()
     }
 
-    fn without(&self, fold: usize) -> Vec<&'a Prepared> {
+    /// The runs of the other folds, and their paths.
+    fn without(&self, fold: usize) -> (Vec<&'a Prepared>, &'a [Path]) {
         let others = self.others(fold).into_iter();
-        others.map(|r| &self.prepared[r]).collect()
+        let others = others.map(|r| &self.prepared[r]).collect();
+        (others, &self.filled.without[fold])
     }
 }
 
-/// Chooses the settings of every loop and fits it.
-pub(super) fn choose_loops(
-    folded: Folded<'_>,
+/// The shapes of a loop with this state that settings are compared with first: one for every
+/// normalisation and power of the rate.
+pub(super) fn shapes(
     memory: Memory,
     groups: usize,
     rate_exponents: &[f64],
     params: &OptimizerDynamicsParams,
-    progress: &dyn Progress,
-) -> Vec<Chosen> {
+    tests: usize,
+    state: State,
+) -> Vec<Shape> {
     let exponents = match memory.second {
         SecondMoment::None => &[0.0],
         _ => &params.exponents[..],
     };
-    let every: Vec<(f64, f64)> = (exponents.iter())
-        .flat_map(|&p| rate_exponents.iter().map(move |&q| (p, q)))
-        .collect();
+    let (least, most) = RANKS;
+    let rank = params.rank.unwrap_or(groups.clamp(least, most)).min(tests);
+    let of_exponent = |&exponent: &f64| {
+        rate_exponents.iter().map(move |&rate_exponent| Shape {
+            memory,
+            exponent,
+            rate_exponent,
+            rank,
+            groups,
+            saturation: params.has(Ingredient::Saturation),
+            state,
+        })
+    };
+    exponents.iter().flat_map(of_exponent).collect()
+}
+
+/// Chooses the settings of every loop and fits it; `shapes` are those of the first state.
+pub(super) fn choose_loops(
+    folded: Folded<'_>,
+    shapes: &[Shape],
+    params: &OptimizerDynamicsParams,
+    progress: &dyn Progress,
+) -> Vec<Chosen> {
     let mut loops: Vec<Chosen> = Vec::new();
     for state in params.states() {
         // What the optimiser makes of a push does not hang on what the state shows; without one,
         // other powers have to make up for it.
         let powers = match (state, loops.first()) {
-            (State::Residuals(_), Some(Chosen { chosen, .. })) => {
-                vec![(chosen.exponent, chosen.rate_exponent)]
-            }
-            _ => every.clone(),
+            (State::Residuals(_), Some(Chosen { chosen, .. })) => Some(chosen),
+            _ => None,
         };
-        let like = Shape {
-            memory,
-            exponent: 0.0,
-            rate_exponent: 1.0,
-            rank: 0,
-            groups,
-            saturation: params.has(Ingredient::Saturation),
-            state,
+        let like = |shape: &&Shape| {
+            powers.is_none_or(|chosen| {
+                (shape.exponent, shape.rate_exponent) == (chosen.exponent, chosen.rate_exponent)
+            })
         };
-        loops.push(choose_loop(folded, like, &powers, params, progress));
+        let shapes: Vec<Shape> = (shapes.iter().filter(like))
+            .map(|&shape| Shape { state, ..shape })
+            .collect();
+        loops.push(choose_loop(folded, &shapes, params, progress));
     }
     loops
 }
 
-/// Chooses normalisation and power of the rate (`powers`), components, penalty and pull of a loop
-/// that is otherwise like this one, and fits it.
+/// Chooses one of the shapes, and components, penalty and pull of a loop, and fits it.
 fn choose_loop(
     folded: Folded<'_>,
-    like: Shape,
-    powers: &[(f64, f64)],
+    shapes: &[Shape],
     params: &OptimizerDynamicsParams,
     progress: &dyn Progress,
 ) -> Chosen {
     let tests = folded.prepared[0].path.row(0).len();
+    let (mut tried, (mut shape, mut chosen)) = choose(folded, shapes, &params.penalties, progress);
     let (least, most) = RANKS;
-    let least_rank = params.rank.unwrap_or(like.groups.clamp(least, most));
-    let shapes: Vec<Shape> = (powers.iter())
-        .map(|&(exponent, rate_exponent)| Shape {
-            exponent,
-            rate_exponent,
-            rank: least_rank.min(tests),
-            ..like
-        })
-        .collect();
-    let (mut tried, (mut shape, mut chosen)) = choose(folded, &shapes, &params.penalties, progress);
-    let rank = (2 * like.groups).clamp(least, most).min(tests);
-    if params.rank.is_none() && rank > shape.rank && like.state != State::None {
+    let rank = (2 * shape.groups).clamp(least, most).min(tests);
+    if params.rank.is_none() && rank > shape.rank && shape.state != State::None {
         let more = [Shape { rank, ..shape }];
         let (more, best) = choose(folded, &more, &params.penalties, progress);
         tried.extend(more);
@@ -165,17 +226,17 @@ fn choose_loop(
         }
     }
     let all: Vec<&Prepared> = folded.prepared.iter().collect();
-    let (mut models, paths) = Model::fit(&all, shape, &[chosen.penalty]);
+    let paths = &folded.filled.all;
+    let mut models = Model::fit(&all, paths, shape, &[chosen.penalty]);
     let mut model = models.pop().expect("one model per penalty");
     if let Some(pull) = chosen.pull {
-        let mut refitted = model.refit(&all, &paths, chosen.penalty, &[pull]);
+        let mut refitted = model.refit(&all, paths, chosen.penalty, &[pull]);
         model = refitted.pop().expect("one model per pull");
     }
     Chosen {
         tried,
         chosen,
         model,
-        paths,
         left_out: (left_out.iter_mut())
             .map(|models| models.swap_remove(place))
             .collect(),
@@ -199,7 +260,8 @@ fn choose(
     let parts: Vec<Vec<f64>> = work
         .par_iter()
         .map(|&(s, fold)| {
-            let (models, _) = Model::fit(&folded.without(fold), shapes[s], penalties);
+            let (others, paths) = folded.without(fold);
+            let models = Model::fit(&others, paths, shapes[s], penalties);
             let left_out = folded.of(fold);
             let error = |model: &Model, r: usize| {
                 let run = &folded.prepared[r];
@@ -265,9 +327,9 @@ fn left_out_models(
     (0..folded.count())
         .into_par_iter()
         .map(|fold| {
-            let others = folded.without(fold);
-            let (mut models, paths) = Model::fit(&others, shape, &[penalty]);
-            models.extend(models[0].refit(&others, &paths, penalty, pulls));
+            let (others, paths) = folded.without(fold);
+            let mut models = Model::fit(&others, paths, shape, &[penalty]);
+            models.extend(models[0].refit(&others, paths, penalty, pulls));
             models
         })
         .collect()

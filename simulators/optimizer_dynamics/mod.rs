@@ -33,6 +33,7 @@ mod datasets;
 mod ensemble;
 mod examples;
 mod file;
+mod filling;
 mod increments;
 mod inputs;
 mod mean_change;

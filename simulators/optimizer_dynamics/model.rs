@@ -14,8 +14,6 @@ use simfluence_core::Run;
 
 /// How far above the highest recorded loss of a test example a simulation may go.
 const HEADROOM: f64 = 1.2;
-/// How often gaps between measurements are filled by what the fit before says.
-const FILLING_PASSES: usize = 2;
 
 /// Per dataset the mean residual of the members of a batch with their number; `None` for datasets
 /// without a member.
@@ -100,35 +98,13 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Fits with every penalty, in their order. The paths come back with their gaps filled.
+    /// Fits with every penalty, in their order; `paths` are those of the runs with gaps filled.
     pub(super) fn fit(
         runs: &[&Prepared],
+        paths: &[Path],
         shape: Shape,
         penalties: &[f64],
-    ) -> (Vec<Self>, Vec<Path>) {
-        let mut paths: Vec<Path> = runs.iter().map(|run| run.path.clone()).collect();
-        let gaps = !paths.iter().all(Path::is_complete);
-        if gaps {
-            let middle = penalties[penalties.len() / 2];
-            for _ in 0..FILLING_PASSES {
-                let model = Self::fit_once(runs, &paths, shape, &[middle])
-                    .pop()
-                    .expect("one model per penalty");
-                paths = runs
-                    .par_iter()
-                    .zip(paths)
-                    .map(|(run, mut path)| {
-                        let increments = model.increments_along(run, &path);
-                        path.follow(&increments);
-                        path
-                    })
-                    .collect();
-            }
-        }
-        (Self::fit_once(runs, &paths, shape, penalties), paths)
-    }
-
-    fn fit_once(runs: &[&Prepared], paths: &[Path], shape: Shape, penalties: &[f64]) -> Vec<Self> {
+    ) -> Vec<Self> {
         let all: Vec<&Path> = paths.iter().collect();
         let reach = match shape.state {
             State::Residuals(reach) => reach,
@@ -253,7 +229,7 @@ impl Model {
     }
 
     /// What every step changes from where a path stands, `[steps × tests]`.
-    fn increments_along(&self, run: &Prepared, path: &Path) -> Vec<f64> {
+    pub(super) fn increments_along(&self, run: &Prepared, path: &Path) -> Vec<f64> {
         let shape = self.shape();
         let phi = features(shape, &self.space, &self.readout, run, path);
         let m = self.ceiling.len();

@@ -1,6 +1,7 @@
 //! Recorded losses with the evaluations that were left out filled in.
 
 use simfluence_core::Trajectory;
+use std::sync::Arc;
 
 /// The losses of all test examples before the first and after every step, and which of them were
 /// measured.
@@ -12,9 +13,9 @@ use simfluence_core::Trajectory;
 pub(super) struct Path {
     test_count: usize,
     /// `[(steps + 1) × tests]`.
-    losses: Vec<f64>,
+    losses: Arc<Vec<f64>>,
     /// For every test example the steps at which it was measured, ascending.
-    measured: Vec<Vec<u32>>,
+    measured: Arc<Vec<Vec<u32>>>,
     complete: bool,
 }
 
@@ -35,39 +36,38 @@ impl Path {
                 }
             }
         }
-        let complete = measured.iter().all(|steps_of| steps_of.len() == steps + 1);
-        let mut path = Self {
-            test_count: m,
-            losses,
-            measured,
-            complete,
-        };
-        if !path.complete {
-            for test in 0..m {
-                for (from, to) in path.gaps(test) {
-                    let (a, b) = (path.at(from, test), path.at(to, test));
-                    for step in from + 1..to {
-                        let part = f64::from(step - from) / f64::from(to - from);
-                        path.losses[step as usize * m + test] = a + part * (b - a);
-                    }
-                }
-                let last = *path.measured[test].last().expect("step 0 is measured");
-                let value = path.at(last, test);
-                for step in last as usize + 1..=steps {
-                    path.losses[step * m + test] = value;
+        for (test, measured) in measured.iter().enumerate() {
+            for gap in measured.windows(2) {
+                let (from, to) = (gap[0], gap[1]);
+                let (a, b) = (
+                    losses[from as usize * m + test],
+                    losses[to as usize * m + test],
+                );
+                for step in from + 1..to {
+                    let part = f64::from(step - from) / f64::from(to - from);
+                    losses[step as usize * m + test] = a + part * (b - a);
                 }
             }
+            let last = *measured.last().expect("step 0 is measured") as usize;
+            let value = losses[last * m + test];
+            for step in last + 1..=steps {
+                losses[step * m + test] = value;
+            }
         }
-        path
+        Self {
+            test_count: m,
+            complete: measured.iter().all(|steps_of| steps_of.len() == steps + 1),
+            losses: losses.into(),
+            measured: measured.into(),
+        }
     }
 
     /// The same measurements with other losses `[(steps + 1) × tests]`.
     pub(super) fn with_losses(&self, losses: Vec<f64>) -> Self {
         debug_assert_eq!(losses.len(), self.losses.len());
         Self {
-            losses,
-            measured: self.measured.clone(),
-            ..*self
+            losses: losses.into(),
+            ..self.clone()
         }
     }
 
@@ -106,17 +106,17 @@ impl Path {
     /// changes), shifted evenly so that each gap ends at what was measured.
     pub(super) fn follow(&mut self, increments: &[f64]) {
         let m = self.test_count;
-        for test in 0..m {
-            for (from, to) in self.gaps(test) {
-                if to - from < 2 {
-                    continue;
-                }
-                let said: f64 = (from..to).map(|s| increments[s as usize * m + test]).sum();
-                let shift = (self.at(to, test) - self.at(from, test) - said) / f64::from(to - from);
-                let mut loss = self.at(from, test);
+        let losses = Arc::make_mut(&mut self.losses);
+        for (test, measured) in self.measured.iter().enumerate() {
+            for gap in measured.windows(2).filter(|gap| gap[1] - gap[0] > 1) {
+                let (from, to) = (gap[0] as usize, gap[1] as usize);
+                let at = |step: usize| step * m + test;
+                let said: f64 = (from..to).map(|step| increments[at(step)]).sum();
+                let shift = (losses[at(to)] - losses[at(from)] - said) / (to - from) as f64;
+                let mut loss = losses[at(from)];
                 for step in from + 1..to {
-                    loss += increments[(step as usize - 1) * m + test] + shift;
-                    self.losses[step as usize * m + test] = loss.max(0.0);
+                    loss += increments[at(step - 1)] + shift;
+                    losses[at(step)] = loss.max(0.0);
                 }
             }
         }

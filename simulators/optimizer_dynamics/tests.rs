@@ -1,5 +1,6 @@
 //! Tests of the whole simulator on runs whose truth is known.
 
+use super::filling::fill;
 use super::inputs::Inputs;
 use super::model::{Model, Prepared, Shape};
 use super::*;
@@ -479,7 +480,8 @@ fn datasets_that_are_no_longer_badly_predicted_push_less() {
     assert!(simulator.report().batch_losses);
     let shape = shape(true);
     let prepared = prepared(&given);
-    let (models, _) = Model::fit(&prepared.iter().collect::<Vec<_>>(), shape, &[1.0]);
+    let all: Vec<&Prepared> = prepared.iter().collect();
+    let models = Model::fit(&all, &fill(&all, shape, 1.0), shape, &[1.0]);
     let rho = |losses: [f64; 3]| {
         let (mut z, mut rho) = (vec![0.0; 3], vec![0.0; 3]);
         models[0].space.project(&losses, &mut z);
@@ -497,7 +499,8 @@ fn the_second_fit_learns_nothing_from_perfect_rollouts_and_helps_imperfect_ones(
     let refitted = |runs: &[Run]| {
         let prepared = prepared(runs);
         let all: Vec<&Prepared> = prepared.iter().collect();
-        let (models, paths) = Model::fit(&all, shape, &[1e-6]);
+        let paths = fill(&all, shape, 1e-6);
+        let models = Model::fit(&all, &paths, shape, &[1e-6]);
         let mut again = models[0].refit(&all, &paths, 1e-6, &[0.0, 0.3]);
         let pulled = again.pop().unwrap();
         (models[0].clone(), again.pop().unwrap(), pulled)
