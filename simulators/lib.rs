@@ -9,6 +9,7 @@ pub mod gradcos;
 pub mod graddot;
 pub mod hif;
 pub mod leave_out;
+pub mod linearised;
 pub mod optimizer_dynamics;
 pub mod pbrf;
 pub mod prefilter;
@@ -18,6 +19,7 @@ pub mod units;
 pub mod untrac;
 
 mod load;
+mod memory;
 #[cfg(feature = "torch")]
 mod walk;
 

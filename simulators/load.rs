@@ -2,6 +2,7 @@
 
 use crate::additive::{AdditiveError, AdditiveSimulator, CalibratedSimulator};
 use crate::baselines::{BaselineError, MeanRun, NoLearning};
+use crate::linearised::{LinearisedError, LinearisedSimulator};
 use crate::optimizer_dynamics::{OptimizerDynamicsError, OptimizerDynamicsSimulator};
 use crate::simfluence::{SimfluenceError, SimfluenceSimulator};
 use simfluence_core::{Artifact, ArtifactError, Simulator};
@@ -14,6 +15,7 @@ pub fn load(artifact: &Artifact) -> Result<Box<dyn Simulator>, LoadError> {
     Ok(match artifact.text("simulator")? {
         "simfluence" => Box::new(SimfluenceSimulator::from_artifact(artifact)?),
         "optimizer-dynamics" => Box::new(OptimizerDynamicsSimulator::from_artifact(artifact)?),
+        "linearised" => Box::new(LinearisedSimulator::from_artifact(artifact)?),
         "additive" => Box::new(AdditiveSimulator::from_artifact(artifact)?),
         "calibrated" => Box::new(CalibratedSimulator::from_artifact(artifact)?),
         "no-learning" => Box::new(NoLearning::from_artifact(artifact)?),
@@ -31,7 +33,7 @@ pub fn load(artifact: &Artifact) -> Result<Box<dyn Simulator>, LoadError> {
 pub enum LoadError {
     /// A kind of simulator that is not known.
     #[error(
-        "unknown simulator {got:?}; known are simfluence, optimizer-dynamics, additive, calibrated, no-learning and mean-run"
+        "unknown simulator {got:?}; known are simfluence, optimizer-dynamics, linearised, additive, calibrated, no-learning and mean-run"
     )]
     Unknown {
         /// What the file says.
@@ -46,6 +48,9 @@ pub enum LoadError {
     /// An optimiser-dynamics simulator.
     #[error(transparent)]
     OptimizerDynamics(#[from] OptimizerDynamicsError),
+    /// A linearised simulator.
+    #[error(transparent)]
+    Linearised(#[from] LinearisedError),
     /// An additive simulator.
     #[error(transparent)]
     Additive(#[from] AdditiveError),

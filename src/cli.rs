@@ -303,6 +303,8 @@ pub enum FitMethod {
     SimfluenceAdditive,
     /// `L_t = α_t L_{t-1}`.
     SimfluenceMultiplicative,
+    /// Training of the base model linearised (neural tangent kernel), for answers of a few classes.
+    Linearised,
     /// Per step the mean of the training runs.
     MeanRun,
 }
@@ -858,6 +860,7 @@ impl ValueEnum for CompareMethod {
                 Self::Fitted(FitMethod::SimfluenceLinear),
                 Self::Fitted(FitMethod::SimfluenceAdditive),
                 Self::Fitted(FitMethod::SimfluenceMultiplicative),
+                Self::Fitted(FitMethod::Linearised),
                 Self::Attribution(Graddot),
                 Self::Attribution(GraddotPreconditioned),
                 Self::Attribution(Gradcos),

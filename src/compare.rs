@@ -249,6 +249,17 @@ fn fit_all(
             }
         }
     }
+    let method = CompareMethod::Fitted(FitMethod::Linearised);
+    if wants(args, method, false) {
+        let (device, memory) = (&args.device, args.memory_limit);
+        let (fit, cost) =
+            measured(|| crate::linearise::fit(open, &split.train, device, memory, progress));
+        match fit {
+            Ok(fit) => fitted.push(named(Box::new(fit), cost)),
+            Err(error) if !is_named(args, method) => left_out(method, &error),
+            Err(error) => return Err(error),
+        }
+    }
     for &method in AttributionMethod::value_variants() {
         let named = CompareMethod::Attribution(method);
         if !wants(args, named, BY_DEFAULT.contains(&method)) {

@@ -3,11 +3,13 @@
 use crate::cli::{
     DatasetsArg, DatasetsArgs, FitArgs, FitMethod, Format, ObjectiveArg, ShrinkTo, SolverArg,
 };
+use crate::linearise;
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Artifact, Fit, Progress, Run};
 use simfluence_recorder::{read_features, write_artifact};
 use simfluence_simulators::baselines::FitMeanRun;
+use simfluence_simulators::linearised::LinearisedReport;
 use simfluence_simulators::optimizer_dynamics::{
     Ingredient, LearnedDatasets, OptimizerDynamicsParams, OptimizerDynamicsReport,
     OptimizerDynamicsSimulator, State,
@@ -136,6 +138,8 @@ pub enum Report {
     MeanRun(usize),
     /// Optimiser dynamics.
     Dynamics(Box<OptimizerDynamicsReport>),
+    /// The linearised model.
+    Linearised(LinearisedReport),
     /// One of the variants of Simfluence.
     Simfluence(Box<FitReport>),
 }
@@ -146,6 +150,7 @@ impl Report {
         Ok(match self {
             Self::MeanRun(runs) => serde_json::json!({ "training_runs": runs }).to_string(),
             Self::Dynamics(report) => serde_json::to_string_pretty(report)?,
+            Self::Linearised(report) => serde_json::to_string_pretty(report)?,
             Self::Simfluence(report) => serde_json::to_string_pretty(report)?,
         })
     }
@@ -161,6 +166,7 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
             Ok(())
         }
         Report::Dynamics(report) => report_dynamics(args, report),
+        Report::Linearised(report) => report_linearised(args, report),
         Report::Simfluence(report) => report_simfluence(args, report),
     }
 }
@@ -189,6 +195,11 @@ pub fn fit(args: &FitArgs, progress: &dyn Progress) -> Result<(Artifact, Report)
             let artifact = simulator.to_artifact(&train_keys, &test_keys)?;
             let report = Report::Dynamics(Box::new(simulator.report().clone()));
             return Ok((artifact, report));
+        }
+        FitMethod::Linearised => {
+            let simulator = linearise::fit(&open, &split.train, "cpu", None, progress)?;
+            let artifact = simulator.to_artifact(&train_keys, &test_keys)?;
+            return Ok((artifact, Report::Linearised(simulator.report().clone())));
         }
         FitMethod::SimfluenceLinear => Variant::Linear,
         FitMethod::SimfluenceAdditive => Variant::Additive,
@@ -241,6 +252,30 @@ fn lambda(args: &FitArgs) -> Result<Lambda> {
         [a, b] => Ok(Lambda::Fixed(Penalty { a, b })),
         _ => bail!("--lambda {}: write auto, one number or A,B", args.lambda),
     }
+}
+
+fn report_linearised(args: &FitArgs, report: &LinearisedReport) -> Result<()> {
+    match args.format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(report)?),
+        Format::Csv => {
+            println!("gain,rate_exponent,mse");
+            println!("{},{},{}", report.gain, report.rate_exponent, report.mse);
+        }
+        Format::Table => {
+            println!(
+                "{}: fitted on {} runs\n  gain {}, rate to the power {}; simulated training runs miss by {:.4} nats²",
+                args.out.display(),
+                report.training_runs.len(),
+                report.gain,
+                report.rate_exponent,
+                report.mse
+            );
+            for left_out in &report.left_out {
+                println!("  left out: {left_out}");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn report_simfluence(args: &FitArgs, report: &FitReport) -> Result<()> {

@@ -96,6 +96,12 @@ fn at(
             simulators.push(Box::new(fit));
         }
     }
+    let method = CompareMethod::Fitted(FitMethod::Linearised);
+    if args.methods.contains(&method) {
+        let (device, memory) = (&args.device, args.memory_limit);
+        let fit = crate::linearise::fit(open, train, device, memory, progress)?;
+        simulators.push(Box::new(fit));
+    }
     let methods: Vec<Method> = (simulators.iter())
         .map(|simulator| Method::new(simulator.as_ref()))
         .collect();

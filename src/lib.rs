@@ -31,6 +31,7 @@ mod fit;
 mod import;
 mod kept_models;
 mod learning_curve;
+mod linearise;
 mod merge;
 mod next_runs;
 mod plan;

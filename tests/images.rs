@@ -144,6 +144,20 @@ fn a_convolutional_network_is_recorded_attributed_edited_and_verified() {
     let leave_out = ["--unit", "kind", "--subsets", "2", "--seeds", "1"];
     attribute(path, "leave-out", &leave_out);
 
+    let fit = ["fit", "runs", "--method", "linearised", "--out"];
+    let fitted = json(path, &[&fit[..], &["lin.safetensors"]].concat());
+    assert_eq!(fitted["training_runs"].as_array().unwrap().len(), 3);
+    let compare = ["compare", "runs", "--methods", "linearised"];
+    let runs = ["--simulator", "lin.safetensors"];
+    let compared = json(path, &[&compare[..], &runs].concat());
+    let rows = compared["blocks"][0]["rows"].as_array().unwrap();
+    let mse = |name: &str| {
+        let row = rows.iter().find(|row| row["method"] == name).unwrap();
+        row["mse"]["value"].as_f64().unwrap()
+    };
+    assert_eq!(mse("linearised"), mse("lin"));
+    assert!(mse("linearised") < 0.5 * mse("no-learning"), "{rows:?}");
+
     let save = ["save-model", "runs", "--run", "train-000", "--out", "saved"];
     let message = fail(path, &save);
     assert!(message.contains("only models that came from a Hugging Face folder"));

@@ -9,7 +9,7 @@ use super::mean_change::MeanChange;
 use super::model::Prepared;
 use super::params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 use super::path::Path;
-use super::pushes::{Memory, SecondMoment};
+use crate::memory::{Memory, SecondMoment};
 use crate::simfluence::LeftOut;
 use crate::simfluence::runs::{groups as run_groups, select};
 use rayon::prelude::*;

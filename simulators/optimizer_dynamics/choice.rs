@@ -4,7 +4,7 @@ use super::filling::fill;
 use super::model::{Model, Prepared, Shape, State};
 use super::params::{Ingredient, OptimizerDynamicsParams};
 use super::path::Path;
-use super::pushes::{Memory, SecondMoment};
+use crate::memory::{Memory, SecondMoment};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use simfluence_core::Progress;

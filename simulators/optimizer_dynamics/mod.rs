@@ -45,6 +45,7 @@ mod pushes;
 mod readout;
 mod space;
 
+pub use crate::memory::{Memory, SecondMoment};
 pub use algorithm::{OptimizerDynamicsError, OptimizerDynamicsReport, OptimizerDynamicsSimulator};
 pub use bands::Support;
 pub use choice::Candidate;
@@ -54,7 +55,6 @@ pub use ensemble::ExampleChoice;
 pub use model::State;
 pub use next_runs::{NextRun, NextRuns, NextRunsError, NextRunsSettings};
 pub use params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
-pub use pushes::{Memory, SecondMoment};
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,398 @@
+//! Fitting its two numbers on recorded runs, simulating, and the file.
+
+use super::kernel::{CLASSES, TangentKernel};
+use super::rollout::{Pace, Rollout};
+use crate::memory::{Memory, SecondMoment};
+use crate::simfluence::LeftOut;
+use crate::simfluence::runs::select;
+use rayon::prelude::*;
+use simfluence_core::{
+    Artifact, ArtifactError, Curriculum, Fit, Progress, Run, SimulateError, Simulator, Trajectory,
+    check_simulation_input,
+};
+
+/// Name of the method.
+const NAME: &str = "linearised";
+/// Version of its files.
+const FORMAT_VERSION: u32 = 1;
+/// Gains that are tried.
+const GAINS: [f64; 9] = [0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0];
+/// Powers of the learning rate that are tried where rates differ.
+const RATE_EXPONENTS: [f64; 3] = [0.5, 0.75, 1.0];
+/// How far above the highest recorded loss of a test example a simulation may go.
+const HEADROOM: f64 = 1.2;
+/// Nats by which the losses that a simulation starts from may differ from the base model's, in the
+/// mean over the test examples.
+const SAME_START: f64 = 0.05;
+
+/// Chooses gain and power of the rate for a kernel.
+#[derive(Debug, Clone)]
+pub struct FitLinearised {
+    /// Of the model that all runs start from, in the metric of their optimiser.
+    pub kernel: TangentKernel,
+}
+
+/// How a linearised simulator was fitted.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LinearisedReport {
+    /// Ids of the runs that it was fitted on.
+    pub training_runs: Vec<String>,
+    /// Runs that could not be used.
+    pub left_out: Vec<LeftOut>,
+    /// How the optimiser remembers and normalises.
+    pub memory: Memory,
+    /// What the kernel is multiplied with.
+    pub gain: f64,
+    /// The power of the learning rate.
+    pub rate_exponent: f64,
+    /// Mean learning rate of the runs.
+    pub reference_rate: f64,
+    /// Mean squared error of the simulated training runs, nats².
+    pub mse: f64,
+}
+
+/// Simulates training of the linearised model; see the [module](super).
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearisedSimulator {
+    kernel: TangentKernel,
+    /// `[m]`: the highest loss that a simulation may reach.
+    ceiling: Vec<f32>,
+    report: LinearisedReport,
+}
+
+impl Fit for FitLinearised {
+    type Simulator = LinearisedSimulator;
+    type Error = LinearisedError;
+
+    /// # Errors
+    /// A kernel of other examples, without squares for an optimiser with a second moment, or of
+    /// another base model than the runs'; no usable run; steps without learning rates.
+    fn fit(
+        &self,
+        runs: &[&Run],
+        train_count: usize,
+        progress: &dyn Progress,
+    ) -> Result<LinearisedSimulator, LinearisedError> {
+        self.kernel.check()?;
+        let (kept, left_out) = select(runs, false);
+        let first = kept
+            .first()
+            .ok_or(LinearisedError::NoUsableRun { given: runs.len() })?;
+        let test_count = first.trajectory.test_count();
+        if (self.kernel.train_count, self.kernel.test_count) != (train_count, test_count) {
+            return Err(LinearisedError::Examples {
+                got: (self.kernel.train_count, self.kernel.test_count),
+                expected: (train_count, test_count),
+            });
+        }
+        let memory = Memory::of(first.info.optimizer.as_ref());
+        if memory.second != SecondMoment::None && self.kernel.squares.is_empty() {
+            return Err(LinearisedError::NoSquares);
+        }
+        let mut ceiling = vec![0.0_f32; test_count];
+        let (mut sum, mut steps, mut rates_vary) = (0.0, 0.0, false);
+        let mut some = None;
+        for run in &kept {
+            for step in run.curriculum.steps() {
+                let rate = step.learning_rate.ok_or(LinearisedError::NoLearningRate)?;
+                sum += f64::from(rate);
+                steps += 1.0;
+                rates_vary |= *some.get_or_insert(rate) != rate;
+            }
+            for row in run.trajectory.values().chunks_exact(test_count) {
+                for (ceiling, &loss) in ceiling.iter_mut().zip(row) {
+                    *ceiling = ceiling.max(HEADROOM as f32 * loss);
+                }
+            }
+        }
+        let pace = |gain, rate_exponent| Pace {
+            gain,
+            rate_exponent,
+            reference_rate: sum / steps,
+        };
+        for run in &kept {
+            check_start(
+                &self.kernel,
+                memory,
+                pace(1.0, 1.0),
+                run.trajectory.at_step(0),
+            )?;
+        }
+        let exponents = if rates_vary {
+            &RATE_EXPONENTS[..]
+        } else {
+            &[1.0]
+        };
+        let paces: Vec<Pace> = (exponents.iter())
+            .flat_map(|&exponent| GAINS.map(|gain| pace(gain, exponent)))
+            .collect();
+        let mut simulator = LinearisedSimulator {
+            kernel: self.kernel.clone(),
+            ceiling,
+            report: LinearisedReport {
+                training_runs: kept.iter().map(|run| run.id.clone()).collect(),
+                left_out,
+                memory,
+                gain: 1.0,
+                rate_exponent: 1.0,
+                reference_rate: sum / steps,
+                mse: f64::INFINITY,
+            },
+        };
+        progress.begin(
+            "choosing gain and power of the rate",
+            (paces.len() * kept.len()) as u64,
+        );
+        for pace in paces {
+            let errors: Vec<f64> = (kept.par_iter())
+                .map(|run| {
+                    let error = simulator.error(run, pace);
+                    progress.advance(1);
+                    error
+                })
+                .collect();
+            let mse = errors.iter().sum::<f64>() / errors.len() as f64;
+            if mse < simulator.report.mse {
+                simulator.report.mse = mse;
+                (simulator.report.gain, simulator.report.rate_exponent) =
+                    (pace.gain, pace.rate_exponent);
+            }
+        }
+        progress.end();
+        Ok(simulator)
+    }
+}
+
+/// Fails where the losses that a simulation is to start from are not the base model's.
+fn check_start(
+    kernel: &TangentKernel,
+    memory: Memory,
+    pace: Pace,
+    initial: Option<&[f32]>,
+) -> Result<(), LinearisedError> {
+    let Some(initial) = initial else {
+        return Ok(());
+    };
+    let model = Rollout::new(kernel, memory, pace);
+    let differences = model.losses().zip(initial);
+    let sum: f64 = differences.map(|(a, &b)| (a - f64::from(b)).abs()).sum();
+    let mean = sum / initial.len() as f64;
+    if mean > SAME_START {
+        return Err(LinearisedError::OtherModel { mean });
+    }
+    Ok(())
+}
+
+impl LinearisedSimulator {
+    /// How it was fitted.
+    pub fn report(&self) -> &LinearisedReport {
+        &self.report
+    }
+
+    /// `[(steps + 1) × m]`.
+    fn losses(&self, curriculum: &Curriculum, initial: &[f32], pace: Pace) -> Vec<f32> {
+        let mut rollout = Rollout::new(&self.kernel, self.report.memory, pace);
+        let mut losses = initial.to_vec();
+        for step in curriculum.steps() {
+            rollout.train(step, step.learning_rate.map_or(0.0, f64::from));
+            let after = rollout.losses().zip(&self.ceiling);
+            losses.extend(after.map(|(loss, &ceiling)| (loss as f32).min(ceiling)));
+        }
+        losses
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            gain: self.report.gain,
+            rate_exponent: self.report.rate_exponent,
+            reference_rate: self.report.reference_rate,
+        }
+    }
+
+    /// Mean squared error over what was measured of a run after its first step.
+    fn error(&self, run: &Run, pace: Pace) -> f64 {
+        let m = self.kernel.test_count;
+        let Some(initial) = run.trajectory.at_step(0) else {
+            return 0.0;
+        };
+        let losses = self.losses(&run.curriculum, initial, pace);
+        let (mut sum, mut count) = (0.0, 0.0);
+        let measured = run.trajectory.values().chunks_exact(m);
+        for (&step, real) in run.trajectory.steps().iter().zip(measured).skip(1) {
+            let simulated = &losses[step as usize * m..][..m];
+            for (a, b) in real
+                .iter()
+                .zip(simulated)
+                .filter(|(real, _)| real.is_finite())
+            {
+                sum += f64::from(a - b).powi(2);
+                count += 1.0;
+            }
+        }
+        sum / f64::max(count, 1.0)
+    }
+
+    /// The file form, with the keys of its axes.
+    ///
+    /// # Errors
+    /// A number of keys other than the simulator's examples.
+    pub fn to_artifact(
+        &self,
+        train_keys: &[String],
+        test_keys: &[String],
+    ) -> Result<Artifact, LinearisedError> {
+        let (got, expected) = (
+            (train_keys.len(), test_keys.len()),
+            (self.kernel.train_count, self.kernel.test_count),
+        );
+        if got != expected {
+            return Err(LinearisedError::Examples { got, expected });
+        }
+        let mut artifact = Artifact::new("simulator", FORMAT_VERSION);
+        artifact
+            .metadata
+            .insert("simulator".to_owned(), NAME.to_owned());
+        artifact.set_json("train_keys", &train_keys);
+        artifact.set_json("test_keys", &test_keys);
+        artifact.set_json("provenance", &self.report);
+        self.kernel.store(&mut artifact);
+        let ceiling = simfluence_core::Tensor::F32 {
+            shape: vec![self.ceiling.len()],
+            values: self.ceiling.clone(),
+        };
+        artifact.tensors.insert("ceiling".to_owned(), ceiling);
+        Ok(artifact)
+    }
+
+    /// Reads the file form back.
+    ///
+    /// # Errors
+    /// Another kind of file, an absent or damaged part.
+    pub fn from_artifact(artifact: &Artifact) -> Result<Self, LinearisedError> {
+        artifact.expect("simulator", FORMAT_VERSION)?;
+        let train_keys: Vec<String> = artifact.json("train_keys")?;
+        let test_keys: Vec<String> = artifact.json("test_keys")?;
+        Ok(Self {
+            kernel: TangentKernel::read(artifact, train_keys.len(), test_keys.len())?,
+            ceiling: artifact.f32s("ceiling", &[test_keys.len()])?.to_vec(),
+            report: artifact.json("provenance")?,
+        })
+    }
+}
+
+impl Simulator for LinearisedSimulator {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn train_count(&self) -> usize {
+        self.kernel.train_count
+    }
+
+    fn test_count(&self) -> usize {
+        self.kernel.test_count
+    }
+
+    fn simulate(
+        &self,
+        curriculum: &Curriculum,
+        initial: &[f32],
+    ) -> Result<Trajectory, SimulateError> {
+        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
+        let mut steps = curriculum.steps().iter();
+        if let Some(step) = steps.position(|step| step.learning_rate.is_none()) {
+            return Err(SimulateError::NoLearningRate {
+                step: step as u32 + 1,
+                method: NAME.to_owned(),
+            });
+        }
+        let other = |e: &dyn std::fmt::Display| SimulateError::Other(e.to_string());
+        check_start(&self.kernel, self.report.memory, self.pace(), Some(initial))
+            .map_err(|e| other(&e))?;
+        let losses = self.losses(curriculum, initial, self.pace());
+        let steps = (0..=curriculum.len() as u32).collect();
+        Trajectory::new(steps, self.test_count(), losses).map_err(|e| other(&e))
+    }
+}
+
+/// Why a linearised simulator cannot be fitted, used or read.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum LinearisedError {
+    /// A kernel of other examples.
+    #[error(
+        "{} training and {} test examples where there are {} and {}; the kernel is of another run set",
+        got.0, got.1, expected.0, expected.1
+    )]
+    Examples {
+        /// Training and test examples given.
+        got: (usize, usize),
+        /// Those that there are.
+        expected: (usize, usize),
+    },
+    /// Parts of a kernel that do not fit each other.
+    #[error("the kernel's {name} has {got} entries where it must have {expected}")]
+    Size {
+        /// The part.
+        name: &'static str,
+        /// Its entries.
+        got: usize,
+        /// What it must have.
+        expected: usize,
+    },
+    /// A class that there is not.
+    #[error("an example is of class {got}; the kernel has {classes} classes, counted from 0")]
+    Class {
+        /// The class.
+        got: u32,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// A kernel with NaN or infinite values.
+    #[error("the kernel has values that are not finite; the base model's gradients overflow")]
+    NotFinite,
+    /// A kernel made for SGD.
+    #[error(
+        "the runs' optimiser divides by its second moment, and the kernel has no squares; make it for this optimiser"
+    )]
+    NoSquares,
+    /// No run to fit on.
+    #[error(
+        "none of the {given} runs given can be fitted on: they diverged or have no measured step"
+    )]
+    NoUsableRun {
+        /// Number of runs given.
+        given: usize,
+    },
+    /// A step without a learning rate.
+    #[error("a run has steps without a learning rate, which the linearised model is trained with")]
+    NoLearningRate,
+    /// Losses that are not those of the kernel's model.
+    #[error(
+        "the losses before the first step differ from those of the linearised model by {mean:.3} nats in the mean; it can only start where its base model does"
+    )]
+    OtherModel {
+        /// Mean difference over the test examples, nats.
+        mean: f64,
+    },
+    /// An example with more targets than one, or none that is a class.
+    #[error(
+        "example {place} (training examples first) has no answer of a single token or class; the linearised model needs one"
+    )]
+    SeveralTargets {
+        /// Its place.
+        place: usize,
+    },
+    /// Too many different answers, or only one.
+    #[error("{got} different answers; the linearised model is for tasks of 2 to {CLASSES} classes")]
+    Classes {
+        /// Different answers of the examples.
+        got: usize,
+    },
+    /// Gradients that cannot be computed.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Gradients(#[from] simfluence_models::GradientError),
+    /// A file that is not one of these.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+}

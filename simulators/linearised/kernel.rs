@@ -1,0 +1,127 @@
+//! What the base model's outputs have to do with each other.
+
+use super::LinearisedError;
+use simfluence_core::{Artifact, Tensor};
+
+/// Most classes of a task.
+pub const CLASSES: usize = 32;
+
+/// The outputs of the base model on all examples and the tangent kernel between them. Output
+/// `k·e + c` is class `c` of example `e`, training examples before test examples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TangentKernel {
+    /// Number of training examples `n`.
+    pub train_count: usize,
+    /// Number of test examples `m`.
+    pub test_count: usize,
+    /// Number of classes `k`.
+    pub classes: usize,
+    /// Whether there are outputs that are no class; the probabilities of the classes sum to 1
+    /// where not.
+    pub others: bool,
+    /// `[n + m]`: the class of each example.
+    pub answers: Vec<u32>,
+    /// `[(n + m) k]`: log-odds of each class against what is no class, before the first step; up
+    /// to a constant of the example where there is no such thing.
+    pub log_odds: Vec<f32>,
+    /// `[n k × (n + m) k]`: `∇u M⁻¹ ∇uᵀ`, in the metric of the optimiser.
+    pub updates: Vec<f32>,
+    /// `[n k × n k]`: `∇u M⁻² ∇uᵀ` over the number of parameters, for optimisers with a second
+    /// moment; empty for others.
+    pub squares: Vec<f32>,
+}
+
+impl TangentKernel {
+    /// Number of outputs of all examples.
+    pub(super) fn outputs(&self) -> usize {
+        (self.train_count + self.test_count) * self.classes
+    }
+
+    /// # Errors
+    /// Sizes that do not fit each other, a class that there is not, values that are not finite.
+    pub(super) fn check(&self) -> Result<(), LinearisedError> {
+        let (rows, columns) = (self.train_count * self.classes, self.outputs());
+        let sizes = [
+            (
+                "answers",
+                self.answers.len(),
+                self.train_count + self.test_count,
+            ),
+            ("log_odds", self.log_odds.len(), columns),
+            ("updates", self.updates.len(), rows * columns),
+        ];
+        for (name, got, expected) in sizes {
+            if got != expected {
+                return Err(LinearisedError::Size {
+                    name,
+                    got,
+                    expected,
+                });
+            }
+        }
+        if !self.squares.is_empty() && self.squares.len() != rows * rows {
+            return Err(LinearisedError::Size {
+                name: "squares",
+                got: self.squares.len(),
+                expected: rows * rows,
+            });
+        }
+        if let Some(&got) = self.answers.iter().find(|&&c| c as usize >= self.classes) {
+            return Err(LinearisedError::Class {
+                got,
+                classes: self.classes,
+            });
+        }
+        let values = [&self.log_odds, &self.updates, &self.squares];
+        if values.iter().any(|v| v.iter().any(|x| !x.is_finite())) {
+            return Err(LinearisedError::NotFinite);
+        }
+        Ok(())
+    }
+
+    pub(super) fn store(&self, artifact: &mut Artifact) {
+        artifact.set_json("classes", &self.classes);
+        artifact.set_json("others", &self.others);
+        let (rows, columns) = (self.train_count * self.classes, self.outputs());
+        let mut table = |name: &str, shape: Vec<usize>, values: &[f32]| {
+            let values = values.to_vec();
+            let tensor = Tensor::F32 { shape, values };
+            artifact.tensors.insert(name.to_owned(), tensor);
+        };
+        table("log_odds", vec![columns], &self.log_odds);
+        table("updates", vec![rows, columns], &self.updates);
+        if !self.squares.is_empty() {
+            table("squares", vec![rows, rows], &self.squares);
+        }
+        let answers = Tensor::U32 {
+            shape: vec![self.answers.len()],
+            values: self.answers.clone(),
+        };
+        artifact.tensors.insert("answers".to_owned(), answers);
+    }
+
+    pub(super) fn read(
+        artifact: &Artifact,
+        train_count: usize,
+        test_count: usize,
+    ) -> Result<Self, LinearisedError> {
+        let classes: usize = artifact.json("classes")?;
+        let (rows, examples) = (train_count * classes, train_count + test_count);
+        let columns = examples * classes;
+        let kernel = Self {
+            train_count,
+            test_count,
+            classes,
+            others: artifact.json("others")?,
+            answers: artifact.u32s("answers", &[examples])?.to_vec(),
+            log_odds: artifact.f32s("log_odds", &[columns])?.to_vec(),
+            updates: artifact.f32s("updates", &[rows, columns])?.to_vec(),
+            squares: match artifact.tensors.contains_key("squares") {
+                true => artifact.f32s("squares", &[rows, rows])?.to_vec(),
+                false => Vec::new(),
+            },
+        };
+        kernel.check()?;
+        Ok(kernel)
+    }
+}

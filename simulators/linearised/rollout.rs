@@ -1,0 +1,166 @@
+//! Training the linearised model, in the space of its outputs.
+
+use super::kernel::TangentKernel;
+use crate::memory::{Memory, SecondMoment};
+use simfluence_core::Step;
+
+/// Added to the second moment's average before its root.
+const TINY: f64 = 1e-16;
+
+/// The two numbers that are fitted, and what they are relative to.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Pace {
+    /// What the kernel is multiplied with.
+    pub(super) gain: f64,
+    /// The power `q` of the learning rate.
+    pub(super) rate_exponent: f64,
+    /// `η_ref`.
+    pub(super) reference_rate: f64,
+}
+
+impl Pace {
+    fn of(self, rate: f64) -> f64 {
+        self.gain * self.reference_rate * (rate / self.reference_rate).powf(self.rate_exponent)
+    }
+}
+
+/// The linearised model on its way through a curriculum.
+pub(super) struct Rollout<'a> {
+    kernel: &'a TangentKernel,
+    memory: Memory,
+    pace: Pace,
+    /// `[(n + m) k]`.
+    log_odds: Vec<f64>,
+    /// First moment of `d_t`, `[(n + m) k]`.
+    first: Vec<f64>,
+    /// Second moment of the gradient.
+    second: f64,
+    direction: Vec<f64>,
+    step: i32,
+}
+
+impl<'a> Rollout<'a> {
+    pub(super) fn new(kernel: &'a TangentKernel, memory: Memory, pace: Pace) -> Self {
+        Self {
+            kernel,
+            memory,
+            pace,
+            log_odds: kernel.log_odds.iter().map(|&u| f64::from(u)).collect(),
+            first: vec![0.0; kernel.outputs()],
+            second: 0.0,
+            direction: vec![0.0; kernel.outputs()],
+            step: 0,
+        }
+    }
+
+    /// Trains on a batch with this learning rate.
+    pub(super) fn train(&mut self, step: &Step, rate: f64) {
+        let (k, columns) = (self.kernel.classes, self.kernel.outputs());
+        self.step += 1;
+        let mut residuals: Vec<(usize, f64)> = Vec::with_capacity(step.batch.len() * k);
+        let mut probabilities = vec![0.0; k];
+        for (example, exposure) in step.exposures() {
+            let example = example as usize;
+            self.probabilities(example, &mut probabilities);
+            for (class, p) in probabilities.iter().enumerate() {
+                let target = f64::from(u8::from(self.kernel.answers[example] as usize == class));
+                residuals.push((example * k + class, exposure * (p - target)));
+            }
+        }
+        self.direction.fill(0.0);
+        for &(row, residual) in &residuals {
+            let updates = &self.kernel.updates[row * columns..][..columns];
+            for (d, &update) in self.direction.iter_mut().zip(updates) {
+                *d += residual * f64::from(update);
+            }
+        }
+        let scale = self.normalise(&residuals);
+        let decay = self.memory.first;
+        let mut length = self.pace.of(rate);
+        // Adam averages gradients and normalises afterwards; SGD and RMSProp add up what is
+        // normalised already.
+        let entering = match self.memory.second {
+            SecondMoment::Decay {
+                corrected: true, ..
+            } => {
+                length *= scale / (1.0 - decay.powi(self.step));
+                1.0 - decay
+            }
+            _ => scale,
+        };
+        let directions = self.direction.iter().zip(&mut self.first);
+        for ((direction, first), log_odds) in directions.zip(&mut self.log_odds) {
+            *first = decay * *first + entering * direction;
+            *log_odds -= length * *first;
+        }
+    }
+
+    /// One over the root of the second moment after these residuals.
+    fn normalise(&mut self, residuals: &[(usize, f64)]) -> f64 {
+        let (decay, filled) = match self.memory.second {
+            SecondMoment::None => return 1.0,
+            SecondMoment::Decay { beta, corrected } => {
+                let filled = if corrected {
+                    1.0 - beta.powi(self.step)
+                } else {
+                    1.0
+                };
+                (beta, filled)
+            }
+            SecondMoment::Power { power } => (1.0 - f64::from(self.step).powf(power), 1.0),
+        };
+        let rows = self.kernel.train_count * self.kernel.classes;
+        let mut square = 0.0;
+        for &(a, x) in residuals {
+            for &(b, y) in residuals {
+                square += x * y * f64::from(self.kernel.squares[a * rows + b]);
+            }
+        }
+        self.second = decay * self.second + (1.0 - decay) * square.max(0.0);
+        1.0 / (self.second / filled + TINY).sqrt()
+    }
+
+    /// The probabilities of the classes of an example, `[k]`.
+    fn probabilities(&self, example: usize, out: &mut [f64]) {
+        let log_odds = &self.log_odds[example * out.len()..][..out.len()];
+        let highest = log_odds.iter().copied().fold(self.least(), f64::max);
+        let mut sum = if self.kernel.others {
+            (-highest).exp()
+        } else {
+            0.0
+        };
+        for (p, u) in out.iter_mut().zip(log_odds) {
+            *p = (u - highest).exp();
+            sum += *p;
+        }
+        out.iter_mut().for_each(|p| *p /= sum);
+    }
+
+    /// The log-odds of what is no class, where there is such a thing.
+    fn least(&self) -> f64 {
+        if self.kernel.others {
+            0.0
+        } else {
+            f64::NEG_INFINITY
+        }
+    }
+
+    /// The losses of the test examples, in nats.
+    pub(super) fn losses(&self) -> impl Iterator<Item = f64> + '_ {
+        let k = self.kernel.classes;
+        (self.kernel.train_count..self.kernel.train_count + self.kernel.test_count).map(
+            move |example| {
+                let log_odds = &self.log_odds[example * k..][..k];
+                let highest = log_odds.iter().copied().fold(self.least(), f64::max);
+                let others = if self.kernel.others {
+                    (-highest).exp()
+                } else {
+                    0.0
+                };
+                let sum: f64 = log_odds.iter().map(|u| (u - highest).exp()).sum();
+                let own = log_odds[self.kernel.answers[example] as usize];
+                (highest - own + (sum + others).ln()).max(0.0)
+            },
+        )
+    }
+}
