@@ -376,11 +376,13 @@ pub enum LinearisedError {
     },
     /// An example with more targets than one, or none that is a class.
     #[error(
-        "example {place} (training examples first) has no answer of a single token or class; the linearised model needs one"
+        "the linearised model is for answers of a single token or class, and that of {side} example {id} has several tokens (or loss elsewhere)"
     )]
     SeveralTargets {
-        /// Its place.
-        place: usize,
+        /// `training` or `test`.
+        side: &'static str,
+        /// Id of the example.
+        id: usize,
     },
     /// Too many different answers, or only one.
     #[error("{got} different answers; the linearised model is for tasks of 2 to {CLASSES} classes")]

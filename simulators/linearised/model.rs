@@ -85,7 +85,14 @@ impl TangentKernel {
     {
         let examples: Vec<&M::Example> = train.iter().chain(test).collect();
         let of_example: Vec<u32> = (examples.iter().enumerate())
-            .map(|(place, e)| e.class().ok_or(LinearisedError::SeveralTargets { place }))
+            .map(|(place, e)| {
+                let (side, id) = match place.checked_sub(train.len()) {
+                    None => ("training", place),
+                    Some(id) => ("test", id),
+                };
+                e.class()
+                    .ok_or(LinearisedError::SeveralTargets { side, id })
+            })
             .collect::<Result<_, _>>()?;
         let mut classes = of_example.clone();
         classes.sort_unstable();
