@@ -66,7 +66,8 @@ impl Fit for FitLinearised {
 
     /// # Errors
     /// A kernel of other examples, without squares for an optimiser with a second moment, or of
-    /// another base model than the runs'; no usable run; steps without learning rates.
+    /// another base model than the runs'; no usable run; runs of different optimisers, or not
+    /// measured before their first step; steps without learning rates.
     fn fit(
         &self,
         runs: &[&Run],
@@ -111,12 +112,15 @@ impl Fit for FitLinearised {
             reference_rate: sum / steps,
         };
         for run in &kept {
-            check_start(
-                &self.kernel,
-                memory,
-                pace(1.0, 1.0),
-                run.trajectory.at_step(0),
-            )?;
+            if run.info.optimizer != first.info.optimizer {
+                return Err(LinearisedError::Optimizers {
+                    run: run.id.clone(),
+                    first: first.id.clone(),
+                });
+            }
+            let initial = run.trajectory.at_step(0);
+            let initial = initial.ok_or_else(|| LinearisedError::NoStart(run.id.clone()))?;
+            check_start(&self.kernel, initial)?;
         }
         let exponents = if rates_vary {
             &RATE_EXPONENTS[..]
@@ -164,17 +168,9 @@ impl Fit for FitLinearised {
 }
 
 /// Fails where the losses that a simulation is to start from are not the base model's.
-fn check_start(
-    kernel: &TangentKernel,
-    memory: Memory,
-    pace: Pace,
-    initial: Option<&[f32]>,
-) -> Result<(), LinearisedError> {
-    let Some(initial) = initial else {
-        return Ok(());
-    };
-    let model = Rollout::new(kernel, memory, pace);
-    let differences = model.losses().zip(initial);
+fn check_start(kernel: &TangentKernel, initial: &[f32]) -> Result<(), LinearisedError> {
+    let start = kernel.start();
+    let differences = kernel.losses(&start).zip(initial);
     let sum: f64 = differences.map(|(a, &b)| (a - f64::from(b)).abs()).sum();
     let mean = sum / initial.len() as f64;
     if mean > SAME_START {
@@ -307,8 +303,7 @@ impl Simulator for LinearisedSimulator {
             });
         }
         let other = |e: &dyn std::fmt::Display| SimulateError::Other(e.to_string());
-        check_start(&self.kernel, self.report.memory, self.pace(), Some(initial))
-            .map_err(|e| other(&e))?;
+        check_start(&self.kernel, initial).map_err(|e| other(&e))?;
         let losses = self.losses(curriculum, initial, self.pace());
         let steps = (0..=curriculum.len() as u32).collect();
         Trajectory::new(steps, self.test_count(), losses).map_err(|e| other(&e))
@@ -363,6 +358,19 @@ pub enum LinearisedError {
         /// Number of runs given.
         given: usize,
     },
+    /// Runs of different optimisers.
+    #[error(
+        "run {run} was trained by another optimiser than run {first}; the kernel is in the metric of one: choose runs with --train-runs"
+    )]
+    Optimizers {
+        /// The run.
+        run: String,
+        /// The first of them.
+        first: String,
+    },
+    /// A run that was not measured before its first step.
+    #[error("run {0} was not measured before its first step, where the linearised model starts")]
+    NoStart(String),
     /// A step without a learning rate.
     #[error("a run has steps without a learning rate, which the linearised model is trained with")]
     NoLearningRate,

@@ -37,6 +37,29 @@ impl TangentKernel {
         (self.train_count + self.test_count) * self.classes
     }
 
+    /// The log-odds before the first step.
+    pub(super) fn start(&self) -> Vec<f64> {
+        self.log_odds.iter().map(|&u| f64::from(u)).collect()
+    }
+
+    /// `ln (1 + Σ_a e^(u_a))` of an example; without the 1 where the classes are all there is.
+    pub(super) fn log_sum(&self, log_odds: &[f64], example: usize) -> f64 {
+        let of = &log_odds[example * self.classes..][..self.classes];
+        let others = self.others.then_some(0.0);
+        let all = || of.iter().copied().chain(others);
+        let highest = all().fold(f64::NEG_INFINITY, f64::max);
+        highest + all().map(|u| (u - highest).exp()).sum::<f64>().ln()
+    }
+
+    /// The losses of the test examples, in nats.
+    pub(super) fn losses<'a>(&'a self, log_odds: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+        let tests = self.train_count..self.train_count + self.test_count;
+        tests.map(move |example| {
+            let own = log_odds[example * self.classes + self.answers[example] as usize];
+            (self.log_sum(log_odds, example) - own).max(0.0)
+        })
+    }
+
     /// # Errors
     /// Sizes that do not fit each other, a class that there is not, values that are not finite.
     pub(super) fn check(&self) -> Result<(), LinearisedError> {

@@ -45,7 +45,7 @@ impl<'a> Rollout<'a> {
             kernel,
             memory,
             pace,
-            log_odds: kernel.log_odds.iter().map(|&u| f64::from(u)).collect(),
+            log_odds: kernel.start(),
             first: vec![0.0; kernel.outputs()],
             second: 0.0,
             direction: vec![0.0; kernel.outputs()],
@@ -122,45 +122,15 @@ impl<'a> Rollout<'a> {
 
     /// The probabilities of the classes of an example, `[k]`.
     fn probabilities(&self, example: usize, out: &mut [f64]) {
-        let log_odds = &self.log_odds[example * out.len()..][..out.len()];
-        let highest = log_odds.iter().copied().fold(self.least(), f64::max);
-        let mut sum = if self.kernel.others {
-            (-highest).exp()
-        } else {
-            0.0
-        };
+        let log_sum = self.kernel.log_sum(&self.log_odds, example);
+        let log_odds = &self.log_odds[example * out.len()..];
         for (p, u) in out.iter_mut().zip(log_odds) {
-            *p = (u - highest).exp();
-            sum += *p;
-        }
-        out.iter_mut().for_each(|p| *p /= sum);
-    }
-
-    /// The log-odds of what is no class, where there is such a thing.
-    fn least(&self) -> f64 {
-        if self.kernel.others {
-            0.0
-        } else {
-            f64::NEG_INFINITY
+            *p = (u - log_sum).exp();
         }
     }
 
     /// The losses of the test examples, in nats.
     pub(super) fn losses(&self) -> impl Iterator<Item = f64> + '_ {
-        let k = self.kernel.classes;
-        (self.kernel.train_count..self.kernel.train_count + self.kernel.test_count).map(
-            move |example| {
-                let log_odds = &self.log_odds[example * k..][..k];
-                let highest = log_odds.iter().copied().fold(self.least(), f64::max);
-                let others = if self.kernel.others {
-                    (-highest).exp()
-                } else {
-                    0.0
-                };
-                let sum: f64 = log_odds.iter().map(|u| (u - highest).exp()).sum();
-                let own = log_odds[self.kernel.answers[example] as usize];
-                (highest - own + (sum + others).ln()).max(0.0)
-            },
-        )
+        self.kernel.losses(&self.log_odds)
     }
 }

@@ -279,6 +279,11 @@ fn what_does_not_fit_is_refused() {
     ));
     let adam = [run(1, 0.1, Optimizer::default(), train)];
     assert_eq!(refused(kernel(), &adam), LinearisedError::NoSquares);
+    let mixed = [runs[0].clone(), run(2, 0.1, sgd(0.9), train)];
+    assert!(matches!(
+        refused(kernel(), &mixed),
+        LinearisedError::Optimizers { .. }
+    ));
     assert_eq!(
         refused(kernel(), &[]),
         LinearisedError::NoUsableRun { given: 0 }
