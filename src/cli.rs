@@ -321,9 +321,9 @@ pub enum DatasetsArg {
     Learned,
 }
 
-/// The datasets of a fit.
+/// What optimizer-dynamics is fitted with.
 #[derive(Debug, Clone, Default, Args)]
-pub struct DatasetsArgs {
+pub struct DynamicsArgs {
     /// The datasets that optimizer-dynamics goes by.
     #[arg(long, value_enum, default_value_t)]
     pub datasets: DatasetsArg,
@@ -331,15 +331,21 @@ pub struct DatasetsArgs {
     /// columns of numbers): learned datasets take up never recorded examples by them.
     #[arg(long, value_name = "FILE")]
     pub features: Option<PathBuf>,
+    /// Leave the linearised model out of optimizer-dynamics (default: it is a member where answers
+    /// are a few classes and the base model is at hand or the run set keeps its tangent kernel).
+    #[arg(long)]
+    pub no_linearised: bool,
 }
 
-impl DatasetsArgs {
+impl DynamicsArgs {
     /// Fails if something is set, where no optimizer-dynamics is fitted; `because` says why not.
     pub fn refuse(&self, because: &str) -> anyhow::Result<()> {
-        if self.datasets == DatasetsArg::Auto && self.features.is_none() {
+        if self.datasets == DatasetsArg::Auto && self.features.is_none() && !self.no_linearised {
             return Ok(());
         }
-        anyhow::bail!("--datasets and --features are for fitting optimizer-dynamics, but {because}")
+        anyhow::bail!(
+            "--datasets, --features and --no-linearised are for fitting optimizer-dynamics, but {because}"
+        )
     }
 }
 
@@ -388,9 +394,9 @@ pub struct FitArgs {
     /// What to learn.
     #[arg(long, value_enum, default_value_t)]
     pub method: FitMethod,
-    /// Which datasets.
+    /// What optimizer-dynamics is fitted with.
     #[command(flatten)]
-    pub datasets: DatasetsArgs,
+    pub dynamics: DynamicsArgs,
     /// What to minimise.
     #[arg(long, value_enum, default_value_t)]
     pub objective: ObjectiveArg,
@@ -406,6 +412,12 @@ pub struct FitArgs {
     /// Which runs.
     #[command(flatten)]
     pub split: SplitArgs,
+    /// `cpu`, `cuda` or `cuda:N`, for the gradients of the linearised model.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Memory for what is held of gradients at once, such as 512MiB or 2GiB (default: 1GiB).
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub memory_limit: Option<usize>,
     /// How the report is printed.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -805,9 +817,9 @@ pub struct WhatifArgs {
     /// simfluence-linear where there is one dataset only and the runs tell no others apart).
     #[arg(long, value_name = "FILE")]
     pub simulator: Option<PathBuf>,
-    /// Which datasets.
+    /// What optimizer-dynamics is fitted with.
     #[command(flatten)]
-    pub datasets: DatasetsArgs,
+    pub dynamics: DynamicsArgs,
     /// Share of real losses that bands are to hold, where the simulator has bands.
     #[arg(long, default_value_t = 0.9, value_parser = level)]
     pub level: f64,
@@ -826,7 +838,7 @@ pub struct WhatifArgs {
     /// Where the edited curriculum goes (Parquet).
     #[arg(long, value_name = "FILE")]
     pub curriculum_out: Option<PathBuf>,
-    /// `cpu`, `cuda` or `cuda:N`, for --verify.
+    /// `cpu`, `cuda` or `cuda:N`, for --verify and the gradients of the linearised model.
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Which runs.
@@ -929,7 +941,7 @@ pub struct CompareArgs {
     /// The run whose checkpoints gradient methods use.
     #[arg(long, value_name = "RUN")]
     pub reference_run: Option<String>,
-    /// `cpu`, `cuda` or `cuda:N`, for gradient methods.
+    /// `cpu`, `cuda` or `cuda:N`, for gradient methods and the linearised model.
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Memory for what is held of gradients at once, such as 512MiB or 2GiB (default: 1GiB).
@@ -949,9 +961,9 @@ pub struct CompareArgs {
         conflicts_with_all = ["plots", "ablate", "simulator", "scores"]
     )]
     pub learning_curve: Vec<u32>,
-    /// Which datasets.
+    /// What optimizer-dynamics is fitted with.
     #[command(flatten)]
-    pub datasets: DatasetsArgs,
+    pub dynamics: DynamicsArgs,
     /// Show what each ingredient of optimizer-dynamics is worth: a row without each.
     #[arg(long)]
     pub ablate: bool,

@@ -4,6 +4,7 @@ use crate::attribute;
 use crate::cli::{AttributionMethod, CompareArgs, CompareMethod, FitMethod, Format};
 use crate::cost::{Cost, measured};
 use crate::kept_models::base_model_path;
+use crate::linearise::{self, Where};
 use crate::program::Compared;
 use crate::runs::{OpenRuns, split_settings};
 use anyhow::{Context, Result, bail};
@@ -21,6 +22,7 @@ use simfluence_evaluation::{
 use simfluence_recorder::{read_artifact, write_atomically};
 use simfluence_simulators::additive::{FitAdditive, FitCalibrated, Gain};
 use simfluence_simulators::baselines::{FitMeanRun, NoLearning};
+use simfluence_simulators::linearised::LinearisedSimulator;
 use simfluence_simulators::optimizer_dynamics::Ingredient;
 use simfluence_simulators::simfluence::Variant;
 use std::path::Path;
@@ -171,6 +173,14 @@ fn focus(fitted: &[Fitted]) -> Vec<String> {
     there.map(|name| (*name).to_owned()).collect()
 }
 
+/// Where gradients are taken.
+fn at(args: &CompareArgs) -> Where<'_> {
+    Where {
+        device: &args.device,
+        memory: args.memory_limit,
+    }
+}
+
 /// Optimiser dynamics, and with `--ablate` without each of its ingredients.
 fn fit_dynamics(
     args: &CompareArgs,
@@ -179,19 +189,23 @@ fn fit_dynamics(
     progress: &dyn Progress,
 ) -> Result<Vec<Fitted>> {
     let seed = args.split.seed;
-    let groups = crate::fit::datasets(open, train, &args.datasets, seed, progress)?;
-    let fit = |without| {
-        let (fit, cost) =
-            measured(|| crate::fit::optimizer_dynamics(&groups, train, seed, without, progress));
-        fit.map(|fit| named(Box::new(fit), cost))
+    let groups = crate::fit::datasets(open, train, &args.dynamics, seed, progress)?;
+    let fit = |member: Option<LinearisedSimulator>, without| {
+        crate::fit::optimizer_dynamics(&groups, train, member, seed, without, progress)
     };
-    let mut rows = vec![fit(None)?];
+    let (found, cost) = measured(|| {
+        let member = linearise::member(open, train, &args.dynamics, at(args), progress);
+        anyhow::Ok((fit(member.clone(), None)?, member))
+    });
+    let (whole, member) = found?;
+    let mut rows = vec![named(Box::new(whole), cost)];
     if args.ablate {
-        for ingredient in Ingredient::ALL {
-            let name = format!("without {}", ingredient.name());
+        let worth_showing = |i: &Ingredient| *i != Ingredient::Linearised || member.is_some();
+        for ingredient in Ingredient::ALL.into_iter().filter(worth_showing) {
+            let (fit, cost) = measured(|| fit(member.clone(), Some(ingredient)));
             rows.push(Fitted {
-                name,
-                ..fit(Some(ingredient))?
+                name: format!("without {}", ingredient.name()),
+                ..named(Box::new(fit?), cost)
             });
         }
     }
@@ -228,7 +242,7 @@ fn fit_all(
                 "--ablate shows what the ingredients of optimizer-dynamics are worth, but {because}"
             );
         }
-        args.datasets.refuse(because)?;
+        args.dynamics.refuse(because)?;
     } else {
         match fit_dynamics(args, open, &split.train, progress) {
             Ok(rows) => fitted.extend(rows),
@@ -251,9 +265,7 @@ fn fit_all(
     }
     let method = CompareMethod::Fitted(FitMethod::Linearised);
     if wants(args, method, false) {
-        let (device, memory) = (&args.device, args.memory_limit);
-        let (fit, cost) =
-            measured(|| crate::linearise::fit(open, &split.train, device, memory, progress));
+        let (fit, cost) = measured(|| linearise::fit(open, &split.train, at(args), progress));
         match fit {
             Ok(fit) => fitted.push(named(Box::new(fit), cost)),
             Err(error) if !is_named(args, method) => left_out(method, &error),

@@ -1,15 +1,15 @@
 //! `simfluence fit`: run set → simulator file.
 
 use crate::cli::{
-    DatasetsArg, DatasetsArgs, FitArgs, FitMethod, Format, ObjectiveArg, ShrinkTo, SolverArg,
+    DatasetsArg, DynamicsArgs, FitArgs, FitMethod, Format, ObjectiveArg, ShrinkTo, SolverArg,
 };
-use crate::linearise;
+use crate::linearise::{self, Where};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use simfluence_core::{Artifact, Fit, Progress, Run};
 use simfluence_recorder::{read_features, write_artifact};
 use simfluence_simulators::baselines::FitMeanRun;
-use simfluence_simulators::linearised::LinearisedReport;
+use simfluence_simulators::linearised::{LinearisedReport, LinearisedSimulator};
 use simfluence_simulators::optimizer_dynamics::{
     Ingredient, LearnedDatasets, OptimizerDynamicsParams, OptimizerDynamicsReport,
     OptimizerDynamicsSimulator, State,
@@ -35,7 +35,7 @@ pub fn with_defaults(
 pub fn datasets(
     open: &OpenRuns,
     train: &[&Run],
-    which: &DatasetsArgs,
+    which: &DynamicsArgs,
     seed: u64,
     progress: &dyn Progress,
 ) -> Result<Vec<u32>> {
@@ -116,11 +116,12 @@ fn tell(open: &OpenRuns, learned: &LearnedDatasets, names: &[String], given: &[u
     }
 }
 
-/// Optimiser dynamics with the default settings, without one ingredient where asked; `groups[i]`
-/// is the dataset of training example `i`.
+/// Optimiser dynamics with the default settings, with the linearised model where it is given, and
+/// without one ingredient where asked; `groups[i]` is the dataset of training example `i`.
 pub fn optimizer_dynamics(
     groups: &[u32],
     train: &[&Run],
+    linearised: Option<LinearisedSimulator>,
     seed: u64,
     without: Option<Ingredient>,
     progress: &dyn Progress,
@@ -129,7 +130,11 @@ pub fn optimizer_dynamics(
     if let Some(ingredient) = without {
         params = params.without(ingredient);
     }
-    Ok(params.check()?.fit(train, groups.len(), progress)?)
+    let mut params = params.check()?;
+    if let Some(simulator) = linearised {
+        params = params.with_linearised(simulator);
+    }
+    Ok(params.fit(train, groups.len(), progress)?)
 }
 
 /// How a fit went.
@@ -174,7 +179,7 @@ pub fn run(args: &FitArgs, progress: &dyn Progress) -> Result<()> {
 /// Fits what the arguments ask for; `--out` is not looked at.
 pub fn fit(args: &FitArgs, progress: &dyn Progress) -> Result<(Artifact, Report)> {
     if args.method != FitMethod::OptimizerDynamics {
-        args.datasets.refuse("--method is another")?;
+        args.dynamics.refuse("--method is another")?;
     }
     let open = OpenRuns::read(&args.run_set, progress)?;
     let split = open.split(&args.split)?;
@@ -182,6 +187,10 @@ pub fn fit(args: &FitArgs, progress: &dyn Progress) -> Result<(Artifact, Report)
         open.set.train_examples().keys(),
         open.set.test_examples().keys(),
     );
+    let at = Where {
+        device: &args.device,
+        memory: args.memory_limit,
+    };
     let variant = match args.method {
         FitMethod::MeanRun => {
             let mean_run = FitMeanRun.fit(&split.train, open.train_count(), progress)?;
@@ -190,14 +199,15 @@ pub fn fit(args: &FitArgs, progress: &dyn Progress) -> Result<(Artifact, Report)
         }
         FitMethod::OptimizerDynamics => {
             let (train, seed) = (&split.train, args.split.seed);
-            let groups = datasets(&open, train, &args.datasets, seed, progress)?;
-            let simulator = optimizer_dynamics(&groups, train, seed, None, progress)?;
+            let groups = datasets(&open, train, &args.dynamics, seed, progress)?;
+            let member = linearise::member(&open, train, &args.dynamics, at, progress);
+            let simulator = optimizer_dynamics(&groups, train, member, seed, None, progress)?;
             let artifact = simulator.to_artifact(&train_keys, &test_keys)?;
             let report = Report::Dynamics(Box::new(simulator.report().clone()));
             return Ok((artifact, report));
         }
         FitMethod::Linearised => {
-            let simulator = linearise::fit(&open, &split.train, "cpu", None, progress)?;
+            let simulator = linearise::fit(&open, &split.train, at, progress)?;
             let artifact = simulator.to_artifact(&train_keys, &test_keys)?;
             return Ok((artifact, Report::Linearised(simulator.report().clone())));
         }
@@ -387,6 +397,15 @@ fn print_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) {
                 None => "no second fit".to_owned(),
             },
             chosen.mse
+        );
+    }
+    if let Some(member) = &report.linearised {
+        println!(
+            "  linearised model ({:.0} %): gain {}, rate to the power {}; error of simulated training runs {:.4} nats²",
+            100.0 * member.weight,
+            member.gain,
+            member.rate_exponent,
+            member.mse
         );
     }
     match &report.examples {

@@ -1,6 +1,7 @@
 //! `simfluence compare --learning-curve`: accuracy against the number of training runs.
 
 use crate::cli::{CompareArgs, CompareMethod, FitMethod, Format};
+use crate::linearise::{self, Where};
 use crate::runs::OpenRuns;
 use anyhow::{Result, bail};
 use comfy_table::{CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTAL_ONLY};
@@ -74,6 +75,10 @@ fn at(
             || args.methods.contains(&CompareMethod::All)
             || args.methods.contains(&CompareMethod::Fitted(method))
     };
+    let at = Where {
+        device: &args.device,
+        memory: args.memory_limit,
+    };
     let mut simulators: Vec<Box<dyn Simulator>> = vec![Box::new(FitMeanRun.fit(
         train,
         open.train_count(),
@@ -81,8 +86,9 @@ fn at(
     )?)];
     if wants(FitMethod::OptimizerDynamics) {
         let seed = args.split.seed;
-        let groups = crate::fit::datasets(open, train, &args.datasets, seed, progress)?;
-        let fit = crate::fit::optimizer_dynamics(&groups, train, seed, None, progress)?;
+        let groups = crate::fit::datasets(open, train, &args.dynamics, seed, progress)?;
+        let member = linearise::member(open, train, &args.dynamics, at, progress);
+        let fit = crate::fit::optimizer_dynamics(&groups, train, member, seed, None, progress)?;
         simulators.push(Box::new(fit));
     }
     for (variant, method) in [
@@ -98,8 +104,7 @@ fn at(
     }
     let method = CompareMethod::Fitted(FitMethod::Linearised);
     if args.methods.contains(&method) {
-        let (device, memory) = (&args.device, args.memory_limit);
-        let fit = crate::linearise::fit(open, train, device, memory, progress)?;
+        let fit = linearise::fit(open, train, at, progress)?;
         simulators.push(Box::new(fit));
     }
     let methods: Vec<Method> = (simulators.iter())

@@ -1,6 +1,6 @@
 //! `simfluence plan --after`: how many runs, and which next?
 
-use crate::cli::{DatasetsArg, DatasetsArgs, EditArgs, FillArg, Format, PlanArgs};
+use crate::cli::{DatasetsArg, DynamicsArgs, EditArgs, FillArg, Format, PlanArgs};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -89,12 +89,12 @@ pub fn run(args: &PlanArgs, run_set: &Path, progress: &dyn Progress) -> Result<(
     let open = OpenRuns::read(run_set, progress)?;
     let mut train = training_runs(&open, &args.train_runs)?;
     let seed = args.seed.unwrap_or(0);
-    let given = DatasetsArgs {
+    let given = DynamicsArgs {
         datasets: DatasetsArg::Given,
-        ..DatasetsArgs::default()
+        ..DynamicsArgs::default()
     };
     let groups = crate::fit::datasets(&open, &train, &given, seed, progress)?;
-    let simulator = crate::fit::optimizer_dynamics(&groups, &train, seed, None, progress)?;
+    let simulator = crate::fit::optimizer_dynamics(&groups, &train, None, seed, None, progress)?;
     // What the fit left out (killed at once, diverged) tells nothing about the design either.
     let report = simulator.report();
     train.retain(|run| report.training_runs.contains(&run.id));

@@ -2,6 +2,7 @@
 
 use crate::cli::{Format, WhatifArgs};
 use crate::edits::{apply_all, parse};
+use crate::linearise::{self, Where};
 use crate::runs::OpenRuns;
 use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTAL_ONLY};
@@ -79,7 +80,7 @@ pub fn run(args: &WhatifArgs, progress: &dyn Progress) -> Result<()> {
 /// Answers what the arguments ask; writes nothing.
 pub fn answer(args: &WhatifArgs, progress: &dyn Progress) -> Result<Answered> {
     if args.simulator.is_some() {
-        args.datasets.refuse("--simulator gives one")?;
+        args.dynamics.refuse("--simulator gives one")?;
     }
     // A fit needs all runs; a simulator that is there needs none but the edited one.
     let open = match args.simulator {
@@ -199,12 +200,17 @@ fn default_simulator(
     progress: &dyn Progress,
 ) -> Result<Box<dyn Simulator>> {
     let seed = args.split.seed;
-    let groups = crate::fit::datasets(open, train, &args.datasets, seed, progress)?;
+    let groups = crate::fit::datasets(open, train, &args.dynamics, seed, progress)?;
     if groups.iter().all(|&group| group == groups[0]) {
         let linear = crate::fit::with_defaults(Variant::Linear, open, train, progress)?;
         return Ok(Box::new(linear));
     }
-    let fit = crate::fit::optimizer_dynamics(&groups, train, seed, None, progress)?;
+    let at = Where {
+        device: &args.device,
+        memory: None,
+    };
+    let member = linearise::member(open, train, &args.dynamics, at, progress);
+    let fit = crate::fit::optimizer_dynamics(&groups, train, member, seed, None, progress)?;
     let edits = &args.edits;
     let mut named =
         (edits.drop.iter().chain(&edits.keep)).chain(edits.repeat.iter().chain(&edits.replace));

@@ -179,22 +179,49 @@ fn check_start(kernel: &TangentKernel, initial: &[f32]) -> Result<(), Linearised
     Ok(())
 }
 
+/// Batches and learning rates; 0 where there is no rate.
+fn steps_of(
+    curriculum: &Curriculum,
+) -> impl Iterator<Item = (impl Iterator<Item = (u32, f64)> + '_, f64)> + '_ {
+    let steps = curriculum.steps().iter();
+    steps.map(|step| (step.exposures(), step.learning_rate.map_or(0.0, f64::from)))
+}
+
 impl LinearisedSimulator {
     /// How it was fitted.
     pub fn report(&self) -> &LinearisedReport {
         &self.report
     }
 
-    /// `[(steps + 1) × m]`.
-    fn losses(&self, curriculum: &Curriculum, initial: &[f32], pace: Pace) -> Vec<f32> {
+    /// Losses before the first and after every step, `[(steps + 1) × m]`; of each step the batch
+    /// (examples with their exposures) and the learning rate.
+    pub(crate) fn roll<B: Iterator<Item = (u32, f64)>>(
+        &self,
+        steps: impl Iterator<Item = (B, f64)>,
+        initial: &[f32],
+    ) -> Vec<f32> {
+        self.roll_at(self.pace(), steps, initial)
+    }
+
+    fn roll_at<B: Iterator<Item = (u32, f64)>>(
+        &self,
+        pace: Pace,
+        steps: impl Iterator<Item = (B, f64)>,
+        initial: &[f32],
+    ) -> Vec<f32> {
         let mut rollout = Rollout::new(&self.kernel, self.report.memory, pace);
         let mut losses = initial.to_vec();
-        for step in curriculum.steps() {
-            rollout.train(step, step.learning_rate.map_or(0.0, f64::from));
+        for (batch, rate) in steps {
+            rollout.train(batch, rate);
             let after = rollout.losses().zip(&self.ceiling);
             losses.extend(after.map(|(loss, &ceiling)| (loss as f32).min(ceiling)));
         }
         losses
+    }
+
+    /// Fails unless these losses are those of the base model that the kernel is of.
+    pub(crate) fn check_start(&self, initial: &[f32]) -> Result<(), LinearisedError> {
+        check_start(&self.kernel, initial)
     }
 
     fn pace(&self) -> Pace {
@@ -211,7 +238,7 @@ impl LinearisedSimulator {
         let Some(initial) = run.trajectory.at_step(0) else {
             return 0.0;
         };
-        let losses = self.losses(&run.curriculum, initial, pace);
+        let losses = self.roll_at(pace, steps_of(&run.curriculum), initial);
         let (mut sum, mut count) = (0.0, 0.0);
         let measured = run.trajectory.values().chunks_exact(m);
         for (&step, real) in run.trajectory.steps().iter().zip(measured).skip(1) {
@@ -250,14 +277,34 @@ impl LinearisedSimulator {
             .insert("simulator".to_owned(), NAME.to_owned());
         artifact.set_json("train_keys", &train_keys);
         artifact.set_json("test_keys", &test_keys);
-        artifact.set_json("provenance", &self.report);
-        self.kernel.store(&mut artifact);
+        self.store(&mut artifact, "");
+        Ok(artifact)
+    }
+
+    /// Adds it to a file, with every entry's name after `prefix`.
+    pub(crate) fn store(&self, artifact: &mut Artifact, prefix: &str) {
+        artifact.set_json(&format!("{prefix}provenance"), &self.report);
+        self.kernel.store(artifact, prefix);
         let ceiling = simfluence_core::Tensor::F32 {
             shape: vec![self.ceiling.len()],
             values: self.ceiling.clone(),
         };
-        artifact.tensors.insert("ceiling".to_owned(), ceiling);
-        Ok(artifact)
+        artifact.tensors.insert(format!("{prefix}ceiling"), ceiling);
+    }
+
+    /// Reads what [`Self::store`] added.
+    pub(crate) fn read(
+        artifact: &Artifact,
+        prefix: &str,
+        train_count: usize,
+        test_count: usize,
+    ) -> Result<Self, LinearisedError> {
+        let ceiling = artifact.f32s(&format!("{prefix}ceiling"), &[test_count])?;
+        Ok(Self {
+            kernel: TangentKernel::read(artifact, prefix, train_count, test_count)?,
+            ceiling: ceiling.to_vec(),
+            report: artifact.json(&format!("{prefix}provenance"))?,
+        })
     }
 
     /// Reads the file form back.
@@ -268,11 +315,7 @@ impl LinearisedSimulator {
         artifact.expect("simulator", FORMAT_VERSION)?;
         let train_keys: Vec<String> = artifact.json("train_keys")?;
         let test_keys: Vec<String> = artifact.json("test_keys")?;
-        Ok(Self {
-            kernel: TangentKernel::read(artifact, train_keys.len(), test_keys.len())?,
-            ceiling: artifact.f32s("ceiling", &[test_keys.len()])?.to_vec(),
-            report: artifact.json("provenance")?,
-        })
+        Self::read(artifact, "", train_keys.len(), test_keys.len())
     }
 }
 
@@ -303,8 +346,8 @@ impl Simulator for LinearisedSimulator {
             });
         }
         let other = |e: &dyn std::fmt::Display| SimulateError::Other(e.to_string());
-        check_start(&self.kernel, initial).map_err(|e| other(&e))?;
-        let losses = self.losses(curriculum, initial, self.pace());
+        self.check_start(initial).map_err(|e| other(&e))?;
+        let losses = self.roll(steps_of(curriculum), initial);
         let steps = (0..=curriculum.len() as u32).collect();
         Trajectory::new(steps, self.test_count(), losses).map_err(|e| other(&e))
     }

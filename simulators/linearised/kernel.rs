@@ -3,6 +3,10 @@
 use super::LinearisedError;
 use simfluence_core::{Artifact, Tensor};
 
+/// Kind of a kernel's file.
+const KIND: &str = "tangent-kernel";
+/// Version of those files.
+const FORMAT_VERSION: u32 = 1;
 /// Most classes of a task.
 pub const CLASSES: usize = 32;
 
@@ -102,45 +106,83 @@ impl TangentKernel {
         Ok(())
     }
 
-    pub(super) fn store(&self, artifact: &mut Artifact) {
-        artifact.set_json("classes", &self.classes);
-        artifact.set_json("others", &self.others);
+    /// The file form, with the keys of its axes.
+    ///
+    /// # Errors
+    /// Parts that do not fit each other, a number of keys other than the kernel's examples.
+    pub fn to_artifact(
+        &self,
+        train_keys: &[String],
+        test_keys: &[String],
+    ) -> Result<Artifact, LinearisedError> {
+        self.check()?;
+        let (got, expected) = (
+            (train_keys.len(), test_keys.len()),
+            (self.train_count, self.test_count),
+        );
+        if got != expected {
+            return Err(LinearisedError::Examples { got, expected });
+        }
+        let mut artifact = Artifact::new(KIND, FORMAT_VERSION);
+        artifact.set_json("train_keys", &train_keys);
+        artifact.set_json("test_keys", &test_keys);
+        self.store(&mut artifact, "");
+        Ok(artifact)
+    }
+
+    /// Reads the file form back, bit for bit.
+    ///
+    /// # Errors
+    /// Another kind of file, an absent or damaged part.
+    pub fn from_artifact(artifact: &Artifact) -> Result<Self, LinearisedError> {
+        artifact.expect(KIND, FORMAT_VERSION)?;
+        let train_keys: Vec<String> = artifact.json("train_keys")?;
+        let test_keys: Vec<String> = artifact.json("test_keys")?;
+        Self::read(artifact, "", train_keys.len(), test_keys.len())
+    }
+
+    pub(super) fn store(&self, artifact: &mut Artifact, prefix: &str) {
+        let name = |name: &str| format!("{prefix}{name}");
+        artifact.set_json(&name("classes"), &self.classes);
+        artifact.set_json(&name("others"), &self.others);
         let (rows, columns) = (self.train_count * self.classes, self.outputs());
-        let mut table = |name: &str, shape: Vec<usize>, values: &[f32]| {
+        let mut table = |name: String, shape: Vec<usize>, values: &[f32]| {
             let values = values.to_vec();
-            let tensor = Tensor::F32 { shape, values };
-            artifact.tensors.insert(name.to_owned(), tensor);
+            artifact.tensors.insert(name, Tensor::F32 { shape, values });
         };
-        table("log_odds", vec![columns], &self.log_odds);
-        table("updates", vec![rows, columns], &self.updates);
+        table(name("log_odds"), vec![columns], &self.log_odds);
+        table(name("updates"), vec![rows, columns], &self.updates);
         if !self.squares.is_empty() {
-            table("squares", vec![rows, rows], &self.squares);
+            table(name("squares"), vec![rows, rows], &self.squares);
         }
         let answers = Tensor::U32 {
             shape: vec![self.answers.len()],
             values: self.answers.clone(),
         };
-        artifact.tensors.insert("answers".to_owned(), answers);
+        artifact.tensors.insert(name("answers"), answers);
     }
 
     pub(super) fn read(
         artifact: &Artifact,
+        prefix: &str,
         train_count: usize,
         test_count: usize,
     ) -> Result<Self, LinearisedError> {
-        let classes: usize = artifact.json("classes")?;
+        let name = |name: &str| format!("{prefix}{name}");
+        let classes: usize = artifact.json(&name("classes"))?;
         let (rows, examples) = (train_count * classes, train_count + test_count);
         let columns = examples * classes;
+        let f32s = |of: &str, shape: &[usize]| artifact.f32s(&name(of), shape).map(<[f32]>::to_vec);
         let kernel = Self {
             train_count,
             test_count,
             classes,
-            others: artifact.json("others")?,
-            answers: artifact.u32s("answers", &[examples])?.to_vec(),
-            log_odds: artifact.f32s("log_odds", &[columns])?.to_vec(),
-            updates: artifact.f32s("updates", &[rows, columns])?.to_vec(),
-            squares: match artifact.tensors.contains_key("squares") {
-                true => artifact.f32s("squares", &[rows, rows])?.to_vec(),
+            others: artifact.json(&name("others"))?,
+            answers: artifact.u32s(&name("answers"), &[examples])?.to_vec(),
+            log_odds: f32s("log_odds", &[columns])?,
+            updates: f32s("updates", &[rows, columns])?,
+            squares: match artifact.tensors.contains_key(&name("squares")) {
+                true => f32s("squares", &[rows, rows])?,
                 false => Vec::new(),
             },
         };

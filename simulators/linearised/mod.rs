@@ -39,4 +39,6 @@ pub use kernel::{CLASSES, TangentKernel};
 pub use model::Classified;
 
 #[cfg(test)]
+pub(crate) mod softmax_regression;
+#[cfg(test)]
 mod tests;

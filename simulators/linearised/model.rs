@@ -60,7 +60,39 @@ impl Classified for DenseExample {
     }
 }
 
+/// The classes in order, and that of each example.
+fn classes<E: Classified>(
+    train: &[E],
+    test: &[E],
+) -> Result<(Vec<u32>, Vec<u32>), LinearisedError> {
+    let of_example: Vec<u32> = (train.iter().chain(test).enumerate())
+        .map(|(place, e)| {
+            let (side, id) = match place.checked_sub(train.len()) {
+                None => ("training", place),
+                Some(id) => ("test", id),
+            };
+            e.class()
+                .ok_or(LinearisedError::SeveralTargets { side, id })
+        })
+        .collect::<Result<_, _>>()?;
+    let mut classes = of_example.clone();
+    classes.sort_unstable();
+    classes.dedup();
+    if !(2..=CLASSES).contains(&classes.len()) {
+        return Err(LinearisedError::Classes { got: classes.len() });
+    }
+    Ok((classes, of_example))
+}
+
 impl TangentKernel {
+    /// Number of classes among the answers of examples.
+    ///
+    /// # Errors
+    /// Examples of several targets, of one class only or of more than [`CLASSES`].
+    pub fn count_classes<E: Classified>(train: &[E], test: &[E]) -> Result<usize, LinearisedError> {
+        Ok(classes(train, test)?.0.len())
+    }
+
     /// The kernel of a model at its present parameters, in the metric of an optimiser that
     /// normalises by such a second moment.
     ///
@@ -83,26 +115,10 @@ impl TangentKernel {
     where
         M::Example: Classified,
     {
-        let examples: Vec<&M::Example> = train.iter().chain(test).collect();
-        let of_example: Vec<u32> = (examples.iter().enumerate())
-            .map(|(place, e)| {
-                let (side, id) = match place.checked_sub(train.len()) {
-                    None => ("training", place),
-                    Some(id) => ("test", id),
-                };
-                e.class()
-                    .ok_or(LinearisedError::SeveralTargets { side, id })
-            })
-            .collect::<Result<_, _>>()?;
-        let mut classes = of_example.clone();
-        classes.sort_unstable();
-        classes.dedup();
+        let (classes, of_example) = classes(train, test)?;
         let k = classes.len();
-        if !(2..=CLASSES).contains(&k) {
-            return Err(LinearisedError::Classes { got: k });
-        }
         let place = |class: &u32| classes.binary_search(class).expect("it is among them") as u32;
-        let candidates: Vec<M::Example> = (examples.iter())
+        let candidates: Vec<M::Example> = (train.iter().chain(test))
             .flat_map(|e| classes.iter().map(|&class| e.with_class(class)))
             .collect();
         simfluence_models::check_all(model, &candidates)

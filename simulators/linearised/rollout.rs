@@ -2,7 +2,6 @@
 
 use super::kernel::TangentKernel;
 use crate::memory::{Memory, SecondMoment};
-use simfluence_core::Step;
 
 /// Added to the second moment's average before its root.
 const TINY: f64 = 1e-16;
@@ -53,13 +52,13 @@ impl<'a> Rollout<'a> {
         }
     }
 
-    /// Trains on a batch with this learning rate.
-    pub(super) fn train(&mut self, step: &Step, rate: f64) {
+    /// Trains on a batch, examples with their exposures, with this learning rate.
+    pub(super) fn train(&mut self, batch: impl Iterator<Item = (u32, f64)>, rate: f64) {
         let (k, columns) = (self.kernel.classes, self.kernel.outputs());
         self.step += 1;
-        let mut residuals: Vec<(usize, f64)> = Vec::with_capacity(step.batch.len() * k);
+        let mut residuals: Vec<(usize, f64)> = Vec::new();
         let mut probabilities = vec![0.0; k];
-        for (example, exposure) in step.exposures() {
+        for (example, exposure) in batch {
             let example = example as usize;
             self.probabilities(example, &mut probabilities);
             for (class, p) in probabilities.iter().enumerate() {

@@ -3,12 +3,13 @@
 use super::bands::{Bands, Support};
 use super::choice::{Candidate, Filled, Folded, choose_loops, shapes};
 use super::correction::{Basis, Correction, CorrectionChoice, LeftOutPoint, Missed};
-use super::ensemble::{Ensemble, ExampleChoice, choose_examples, stacked};
+use super::ensemble::{Ensemble, ExampleChoice, choose_examples, roll_linearised, stacked};
 use super::inputs::Inputs;
 use super::mean_change::MeanChange;
 use super::model::Prepared;
 use super::params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 use super::path::Path;
+use crate::linearised::{LinearisedError, LinearisedSimulator};
 use crate::memory::{Memory, SecondMoment};
 use crate::simfluence::LeftOut;
 use crate::simfluence::runs::{groups as run_groups, select};
@@ -44,8 +45,10 @@ pub struct OptimizerDynamicsReport {
     pub candidates: Vec<Candidate>,
     /// those that were chosen: one for each closed loop.
     pub chosen: Vec<Candidate>,
-    /// The weight of each of them in their mean.
+    /// The weight of each of them in the mean.
     pub loop_weights: Vec<f64>,
+    /// The linearised model and its weight in the mean; `None` where there is none.
+    pub linearised: Option<LinearisedMember>,
     /// How the effects of single examples were chosen; `None` where they do not clearly lower the
     /// error of left-out runs.
     #[serde(default)]
@@ -63,6 +66,19 @@ pub struct OptimizerDynamicsReport {
     /// Wall time of the fit (seconds); not stored in files.
     #[serde(skip)]
     pub seconds: f64,
+}
+
+/// What the linearised model is worth in the mean.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LinearisedMember {
+    /// Its weight; the closed loops have the rest.
+    pub weight: f64,
+    /// What its kernel is multiplied with.
+    pub gain: f64,
+    /// Its power of the learning rate.
+    pub rate_exponent: f64,
+    /// Mean squared error of the runs that it simulates alone, nats².
+    pub mse: f64,
 }
 
 /// A fitted simulator; see the [module](super) for its equation.
@@ -134,7 +150,8 @@ impl OptimizerDynamicsSimulator {
     fn losses(&self, inputs: &Inputs, initial: &[f32]) -> Vec<f64> {
         let initial: Vec<f64> = initial.iter().map(|&l| f64::from(l)).collect();
         let weight = self.report.closed_loop_weight;
-        let mut losses = self.ensemble.roll(inputs, &initial);
+        let reference_rate = self.report.reference_rate;
+        let mut losses = self.ensemble.roll(inputs, reference_rate, &initial);
         self.correction.apply(inputs, &self.basis, &mut losses);
         if weight < 1.0 {
             let mut mean = self.mean.simulate(inputs.len(), &initial);
@@ -144,6 +161,16 @@ impl OptimizerDynamicsSimulator {
             }
         }
         losses
+    }
+
+    /// What a curriculum does, if it can be simulated from these losses.
+    fn checked(&self, curriculum: &Curriculum, initial: &[f32]) -> Result<Inputs, SimulateError> {
+        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
+        if let Some(linearised) = &self.ensemble.linearised {
+            let start = linearised.check_start(initial);
+            start.map_err(|e| SimulateError::Other(e.to_string()))?;
+        }
+        self.inputs(curriculum)
     }
 
     fn trajectory(&self, losses: &[f64]) -> Result<Trajectory, SimulateError> {
@@ -172,8 +199,7 @@ impl Simulator for OptimizerDynamicsSimulator {
         curriculum: &Curriculum,
         initial: &[f32],
     ) -> Result<Trajectory, SimulateError> {
-        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
-        let inputs = self.inputs(curriculum)?;
+        let inputs = self.checked(curriculum, initial)?;
         self.trajectory(&self.losses(&inputs, initial))
     }
 
@@ -188,8 +214,7 @@ impl Simulator for OptimizerDynamicsSimulator {
                 "the level of the bands is {level}; it must be above 0 and below 1, such as 0.9"
             )));
         }
-        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
-        let inputs = self.inputs(curriculum)?;
+        let inputs = self.checked(curriculum, initial)?;
         let losses = self.losses(&inputs, initial);
         let (widths, distance) =
             (self.bands).half_widths(&self.correction, &inputs, &self.basis, &losses, level);
@@ -216,7 +241,8 @@ impl Fit for OptimizerDynamicsValidParams {
     ///
     /// # Errors
     /// No usable run, runs of different optimisers or over different test examples, groups for
-    /// another number of training examples, too few runs for leave-run-out validation.
+    /// another number of training examples, too few runs for leave-run-out validation, a linearised
+    /// model of other runs or another base model.
     fn fit(
         &self,
         runs: &[&Run],
@@ -224,7 +250,7 @@ impl Fit for OptimizerDynamicsValidParams {
         progress: &dyn Progress,
     ) -> Result<OptimizerDynamicsSimulator, OptimizerDynamicsError> {
         let start = Instant::now();
-        let params = &self.0;
+        let params = &self.params;
         if params.groups.len() != train_count {
             return Err(OptimizerDynamicsError::GroupCount {
                 expected: train_count,
@@ -249,7 +275,7 @@ impl Fit for OptimizerDynamicsValidParams {
         }
         let reference_rate = reference_rate(&kept).filter(|_| params.has(Ingredient::LearningRate));
         let groups: Arc<[u32]> = params.groups.as_slice().into();
-        let prepared: Vec<Prepared> = kept
+        let mut prepared: Vec<Prepared> = kept
             .iter()
             .map(|run| {
                 let inputs =
@@ -257,6 +283,14 @@ impl Fit for OptimizerDynamicsValidParams {
                 Ok(Prepared::new(run, inputs?, &groups, group_count))
             })
             .collect::<Result<_, SimulateError>>()?;
+        if let Some(linearised) = &self.linearised {
+            check_linearised(linearised, &kept, train_count)?;
+            prepared.par_iter_mut().for_each(|run| {
+                let initial = run.path.row(0);
+                let losses = roll_linearised(linearised, &run.inputs, reference_rate, initial);
+                run.linearised = Some(losses);
+            });
+        }
         let folds = assign_folds(&run_groups(&kept), params.folds, params.seed)?;
         let rate_exponents = match reference_rate {
             Some(_) if rates_vary(&kept) => &params.rate_exponents[..],
@@ -273,7 +307,8 @@ impl Fit for OptimizerDynamicsValidParams {
             filled: &filled,
         };
         let loops = choose_loops(folded, &shapes, params, progress);
-        let (mut ensemble, mut left_out_ensembles) = stacked(folded, &loops);
+        let (mut ensemble, mut left_out_ensembles) =
+            stacked(folded, &loops, self.linearised.as_ref());
         let paths = &filled.all;
         let strengths = if params.has(Ingredient::Examples) {
             &params.example_strengths[..]
@@ -322,7 +357,13 @@ impl Fit for OptimizerDynamicsValidParams {
             sparse: !prepared.iter().all(|run| run.path.is_complete()),
             candidates: loops.iter().flat_map(|l| l.tried.clone()).collect(),
             chosen: loops.iter().map(|l| l.chosen).collect(),
-            loop_weights: ensemble.weights.clone(),
+            loop_weights: ensemble.weights[..loops.len()].to_vec(),
+            linearised: self.linearised.as_ref().map(|simulator| LinearisedMember {
+                weight: ensemble.weights[loops.len()],
+                gain: simulator.report().gain,
+                rate_exponent: simulator.report().rate_exponent,
+                mse: simulator.report().mse,
+            }),
             examples,
             correction: correction_choice,
             mean_correction: mean_choice,
@@ -368,6 +409,27 @@ fn check_runs(runs: &[&Run], first: &Run) -> Result<(), OptimizerDynamicsError> 
                 first: first.id.clone(),
             });
         }
+    }
+    Ok(())
+}
+
+/// Fails unless the linearised model is of these runs.
+fn check_linearised(
+    linearised: &LinearisedSimulator,
+    runs: &[&Run],
+    train_count: usize,
+) -> Result<(), OptimizerDynamicsError> {
+    let got = (linearised.train_count(), linearised.test_count());
+    let expected = (train_count, runs[0].trajectory.test_count());
+    if got != expected {
+        return Err(LinearisedError::Examples { got, expected }.into());
+    }
+    let ids = runs.iter().map(|run| &run.id);
+    if !ids.eq(&linearised.report().training_runs) {
+        return Err(OptimizerDynamicsError::LinearisedRuns);
+    }
+    for run in runs {
+        linearised.check_start(run.trajectory.initial().unwrap_or_default())?;
     }
     Ok(())
 }
@@ -549,6 +611,14 @@ pub enum OptimizerDynamicsError {
         /// Id of the first run.
         first: String,
     },
+    /// A linearised model of other runs.
+    #[error(
+        "the linearised model was fitted on other runs; fit it on the same, so that no left-out run decides on its weight"
+    )]
+    LinearisedRuns,
+    /// A linearised model that is not of these examples, or of another base model.
+    #[error(transparent)]
+    Linearised(#[from] LinearisedError),
     /// A curriculum that cannot be taken in.
     #[error(transparent)]
     Curriculum(#[from] SimulateError),

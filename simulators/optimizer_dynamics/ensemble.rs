@@ -1,4 +1,5 @@
-//! Several closed loops that differ in what their state shows, and their mean.
+//! Several closed loops that differ in what their state shows, the linearised model beside them, and
+//! their mean.
 
 use super::choice::{Chosen, Folded, errors, mse};
 use super::correction::clearly_positive;
@@ -6,9 +7,11 @@ use super::examples::{ExampleEffects, Recorded, Regression, axes};
 use super::inputs::Inputs;
 use super::model::{Model, Prepared};
 use super::path::Path;
+use crate::linearised::LinearisedSimulator;
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// How effects of single examples were chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -23,31 +26,51 @@ pub struct ExampleChoice {
     pub after: f64,
 }
 
-/// Closed loops whose weighted mean is simulated: what one makes too much of, another may not.
+/// Members whose weighted mean is simulated: what one makes too much of, another may not.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Ensemble {
     /// At least one.
     pub(super) loops: Vec<Model>,
-    /// One per loop, none negative, with a sum of 1.
+    /// A last member where it has a weight.
+    pub(super) linearised: Option<Arc<LinearisedSimulator>>,
+    /// One per member, none negative, with a sum of 1.
     pub(super) weights: Vec<f64>,
 }
 
 impl Ensemble {
-    /// Simulates: `[(steps + 1) × tests]`.
-    pub(super) fn roll(&self, inputs: &Inputs, initial: &[f64]) -> Vec<f64> {
-        let mut mean = vec![0.0; (inputs.len() + 1) * initial.len()];
-        for (model, &weight) in self.loops.iter().zip(&self.weights) {
-            if weight > 0.0 {
-                for (sum, loss) in mean.iter_mut().zip(model.roll(inputs, initial)) {
-                    *sum += weight * loss;
-                }
-            }
-        }
-        mean
+    /// Simulates: `[(steps + 1) × tests]`; `reference_rate` is that of the inputs.
+    pub(super) fn roll(
+        &self,
+        inputs: &Inputs,
+        reference_rate: Option<f64>,
+        initial: &[f64],
+    ) -> Vec<f64> {
+        let linearised = (self.linearised.as_ref())
+            .map(|simulator| roll_linearised(simulator, inputs, reference_rate, initial));
+        self.mean(inputs, initial, linearised.as_deref())
     }
 
     pub(super) fn roll_run(&self, run: &Prepared) -> Vec<f64> {
-        self.roll(&run.inputs, run.path.row(0))
+        self.mean(&run.inputs, run.path.row(0), run.linearised.as_deref())
+    }
+
+    /// The mean, with what the linearised model simulates.
+    fn mean(&self, inputs: &Inputs, initial: &[f64], linearised: Option<&[f64]>) -> Vec<f64> {
+        let mut mean = vec![0.0; (inputs.len() + 1) * initial.len()];
+        let mut add = |weight: f64, losses: &[f64]| {
+            for (sum, loss) in mean.iter_mut().zip(losses) {
+                *sum += weight * loss;
+            }
+        };
+        for (model, &weight) in self.loops.iter().zip(&self.weights) {
+            if weight > 0.0 {
+                add(weight, &model.roll(inputs, initial));
+            }
+        }
+        if let (Some(losses), Some(&weight)) = (linearised, self.weights.get(self.loops.len())) {
+            add(weight, losses);
+        }
+        mean
     }
 
     /// The same with effects of single examples, one set per loop.
@@ -58,7 +81,7 @@ impl Ensemble {
         };
         Self {
             loops: self.loops.iter().zip(effects).map(with).collect(),
-            weights: self.weights.clone(),
+            ..self.clone()
         }
     }
 
@@ -93,30 +116,54 @@ impl Ensemble {
     }
 }
 
-/// The loops with the weights of [`stacking_weights`], and for every fold those that leave it out.
-pub(super) fn stacked(folded: Folded<'_>, loops: &[Chosen]) -> (Ensemble, Vec<Ensemble>) {
+/// What the linearised model simulates, `[(steps + 1) × tests]`.
+pub(super) fn roll_linearised(
+    simulator: &LinearisedSimulator,
+    inputs: &Inputs,
+    reference_rate: Option<f64>,
+    initial: &[f64],
+) -> Vec<f64> {
+    let reference = reference_rate.unwrap_or(simulator.report().reference_rate);
+    let steps = (0..inputs.len()).map(|t| {
+        let batch = inputs.exposures(t).iter().copied();
+        (batch, inputs.rate(t, 1.0) * reference)
+    });
+    let initial: Vec<f32> = initial.iter().map(|&l| l as f32).collect();
+    let losses = simulator.roll(steps, &initial);
+    losses.into_iter().map(f64::from).collect()
+}
+
+/// The loops and the linearised model, if there is one, with the weights of [`stacking_weights`],
+/// and for every fold those that leave it out.
+pub(super) fn stacked(
+    folded: Folded<'_>,
+    loops: &[Chosen],
+    linearised: Option<&Arc<LinearisedSimulator>>,
+) -> (Ensemble, Vec<Ensemble>) {
     let left_out: Vec<&[Model]> = loops.iter().map(|l| &l.left_out[..]).collect();
     let weights = stacking_weights(folded, &left_out);
-    let all = Ensemble {
-        loops: loops.iter().map(|l| l.model.clone()).collect(),
+    let linearised = linearised.filter(|_| weights.get(loops.len()).is_some_and(|&w| w > 0.0));
+    let with = |loops: Vec<Model>| Ensemble {
+        loops,
+        linearised: linearised.cloned(),
         weights: weights.clone(),
     };
-    let without = |fold: usize| Ensemble {
-        loops: left_out.iter().map(|of| of[fold].clone()).collect(),
-        weights: weights.clone(),
-    };
+    let without = |fold: usize| with(left_out.iter().map(|of| of[fold].clone()).collect());
+    let all = with(loops.iter().map(|l| l.model.clone()).collect());
     (all, (0..folded.count()).map(without).collect())
 }
 
-/// The weights with which loops together miss left-out runs least (stacking): they minimise
-/// `wᵀ G w`, none negative, with a sum of 1. `G` sums over runs the products of the loops' errors,
-/// over the sum of their squares: every run counts the same.
+/// The weights with which the members together miss left-out runs least (stacking): they minimise
+/// `wᵀ G w`, none negative, with a sum of 1. `G` sums over runs the products of the members' errors,
+/// over the sum of their squares: every run counts the same. The linearised model is the same for
+/// every fold: it has no more than two numbers from the runs.
 fn stacking_weights(folded: Folded<'_>, left_out: &[&[Model]]) -> Vec<f64> {
-    let count = left_out.len();
     let products: Vec<DMatrix<f64>> = (folded.folds.par_iter().zip(folded.prepared))
         .map(|(&fold, run)| {
             let of_loop = |models: &&[Model]| errors(&models[fold].roll_run(run), run);
-            let errors: Vec<Vec<f64>> = left_out.iter().map(of_loop).collect();
+            let linearised = run.linearised.as_ref().map(|losses| errors(losses, run));
+            let errors: Vec<Vec<f64>> = left_out.iter().map(of_loop).chain(linearised).collect();
+            let count = errors.len();
             let gram = DMatrix::from_fn(count, count, |a, b| {
                 let pairs = errors[a].iter().zip(&errors[b]);
                 pairs.map(|(x, y)| x * y).sum::<f64>()

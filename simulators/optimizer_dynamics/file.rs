@@ -11,11 +11,15 @@ use super::model::{Model, State};
 use super::params::OptimizerDynamicsParams;
 use super::readout::Readout;
 use super::space::ResidualSpace;
+use crate::linearised::LinearisedSimulator;
 use serde::{Deserialize, Serialize};
 use simfluence_core::{Artifact, Simulator, Tensor};
+use std::sync::Arc;
 
 /// Version of the simulator files of this folder.
-const FORMAT_VERSION: u32 = 4;
+const FORMAT_VERSION: u32 = 5;
+/// What the names of the linearised model's entries begin with.
+const LINEARISED: &str = "linearised_";
 
 /// Sizes of the tables of a closed loop.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -71,7 +75,7 @@ impl OptimizerDynamicsSimulator {
             ("unit", "nats per target token"),
             (
                 "equation",
-                "L_t = L_(t-1) + [F, F z] a_j + (F b_j) L_(t-1), mean over loops, then + delta_j(u_t)",
+                "L_t = L_(t-1) + [F, F z] a_j + (F b_j) L_(t-1), mean over members, then + delta_j(u_t)",
             ),
         ] {
             artifact.metadata.insert(entry.into(), text.into());
@@ -109,6 +113,9 @@ impl OptimizerDynamicsSimulator {
             let values = values.to_vec();
             let shape = shape.to_vec();
             artifact.tensors.insert(name, Tensor::F64 { shape, values });
+        }
+        if let Some(linearised) = &self.ensemble.linearised {
+            linearised.store(&mut artifact, LINEARISED);
         }
         Ok(artifact)
     }
@@ -209,11 +216,19 @@ impl OptimizerDynamicsSimulator {
                 ceiling: part("ceiling", &[m])?,
             })
         };
+        let member = report.linearised.filter(|member| member.weight > 0.0);
+        let linearised = member.map(|_| {
+            LinearisedSimulator::read(artifact, LINEARISED, train_keys.len(), m).map(Arc::new)
+        });
+        let weights = report.loop_weights.iter().copied();
         let ensemble = Ensemble {
             loops: (loops.iter().enumerate())
                 .map(read_loop)
                 .collect::<Result<_, _>>()?,
-            weights: report.loop_weights.clone(),
+            linearised: linearised.transpose()?,
+            weights: weights
+                .chain(report.linearised.map(|member| member.weight))
+                .collect(),
         };
         let correction = |prefix: &str, corrected: bool| {
             let part = |name: &str, shape: &[usize]| table(&format!("{prefix}_{name}"), shape);

@@ -13,6 +13,7 @@
 //! | pushes | `F = (η_t/η_ref)^q m_c^β s_c` | over datasets and memories; `q` below 1 because steps at high rates overshoot |
 //! | increment | `ΔL_j = [F, F ⊗ z] · a_j + (F · b_j) L_j` | `⟨∇L_j, u_c⟩` depends on the state: linear in `z` and in the own loss |
 //! | ensemble | `Σ_l w_l` closed loop `l` | the loop above, one whose `z` is of `σ (1 − e^(−L/σ))` with `σ` = 2.5 nats, which tells large losses apart, and one without `z` and own loss; `w` from left-out runs |
+//! | linearised | `+ w` [linearised model](crate::linearised) | one more member where it is given: it knows the base model's gradients, and of the recordings two numbers only |
 //! | second fit | `ΔL + γ (L − S)` from the states `S` of the simulator's own rollouts | errors fade instead of growing |
 //! | examples | `ΔL_j += (η_t/η_ref)^q Σ_k V_kj Σ_c s_c EMA_β(ρ_c Σ_(i in c) x_t(i) d_ik)` | what an example does beside its dataset, shrunk to nothing, along `k` directions shared by all test examples |
 //! | correction | `δ_j(u_t)`, a Gaussian process over exposures so far and the clock | what the loops miss of left-out runs, alike where curricula are alike |
@@ -46,7 +47,9 @@ mod readout;
 mod space;
 
 pub use crate::memory::{Memory, SecondMoment};
-pub use algorithm::{OptimizerDynamicsError, OptimizerDynamicsReport, OptimizerDynamicsSimulator};
+pub use algorithm::{
+    LinearisedMember, OptimizerDynamicsError, OptimizerDynamicsReport, OptimizerDynamicsSimulator,
+};
 pub use bands::Support;
 pub use choice::Candidate;
 pub use correction::CorrectionChoice;
@@ -56,5 +59,7 @@ pub use model::State;
 pub use next_runs::{NextRun, NextRuns, NextRunsError, NextRunsSettings};
 pub use params::{Ingredient, OptimizerDynamicsParams, OptimizerDynamicsValidParams};
 
+#[cfg(test)]
+mod member_tests;
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,8 @@ pub(super) struct Prepared {
     pub(super) path: Path,
     /// Per step; absent where batch losses were not recorded.
     pub(super) batches: Vec<Option<DatasetResiduals>>,
+    /// What the linearised model simulates, `[(steps + 1) × tests]`, where there is one.
+    pub(super) linearised: Option<Vec<f64>>,
 }
 
 impl Prepared {
@@ -53,6 +55,7 @@ impl Prepared {
             path: Path::new(&run.trajectory, steps.len()),
             inputs,
             batches,
+            linearised: None,
         }
     }
 }

@@ -3,7 +3,9 @@
 
 use super::OptimizerDynamicsError;
 use super::model::State;
+use crate::linearised::LinearisedSimulator;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Up to about how many nats the state of the second closed loop tells losses apart.
 const REACH: f64 = 2.5;
@@ -26,6 +28,8 @@ pub enum Ingredient {
     Rollouts,
     /// The mean of several closed loops.
     Ensemble,
+    /// The linearised model as a member of that mean, where it is given.
+    Linearised,
     /// What single examples do beside their datasets.
     Examples,
     /// The Gaussian process over curricula (and with it the stacking).
@@ -36,7 +40,7 @@ pub enum Ingredient {
 
 impl Ingredient {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::LearningRate,
         Self::Memory,
         Self::Normalisation,
@@ -44,6 +48,7 @@ impl Ingredient {
         Self::State,
         Self::Rollouts,
         Self::Ensemble,
+        Self::Linearised,
         Self::Examples,
         Self::Correction,
         Self::Stacking,
@@ -59,6 +64,7 @@ impl Ingredient {
             Self::State => "state",
             Self::Rollouts => "rollouts",
             Self::Ensemble => "ensemble",
+            Self::Linearised => "linearised model",
             Self::Examples => "examples",
             Self::Correction => "correction",
             Self::Stacking => "stacking",
@@ -247,17 +253,32 @@ impl OptimizerDynamicsParams {
         if self.folds < 2 {
             return refuse("folds", self.folds.to_string(), "at least 2");
         }
-        Ok(OptimizerDynamicsValidParams(self))
+        Ok(OptimizerDynamicsValidParams {
+            params: self,
+            linearised: None,
+        })
     }
 }
 
 /// Settings that have been checked; they can be fitted with ([`simfluence_core::Fit`]).
 #[derive(Debug, Clone, PartialEq)]
-pub struct OptimizerDynamicsValidParams(pub(super) OptimizerDynamicsParams);
+pub struct OptimizerDynamicsValidParams {
+    pub(super) params: OptimizerDynamicsParams,
+    pub(super) linearised: Option<Arc<LinearisedSimulator>>,
+}
 
 impl OptimizerDynamicsValidParams {
     /// The settings as they were given.
     pub fn params(&self) -> &OptimizerDynamicsParams {
-        &self.0
+        &self.params
+    }
+
+    /// Takes the linearised model into the mean of the closed loops, with the weight that left-out
+    /// runs give it. It has to be fitted on the same runs.
+    #[must_use]
+    pub fn with_linearised(mut self, simulator: LinearisedSimulator) -> Self {
+        let wanted = self.params.has(Ingredient::Linearised);
+        self.linearised = wanted.then(|| Arc::new(simulator));
+        self
     }
 }

@@ -315,8 +315,10 @@ fn every_ingredient_can_be_left_out_and_the_rest_still_comes_back_from_its_file(
     let curriculum = &runs(1, 0.0, 16)[0].curriculum;
     let initial = [4.0, 3.5, 3.0];
     let keys = |count: usize| -> Vec<String> { (0..count).map(|k| k.to_string()).collect() };
-    // These runs are SGD's, have no batch losses, and the mean run may weigh nothing.
+    // These runs are SGD's, have no batch losses and no linearised model, and the mean run may weigh
+    // nothing.
     let idle = [
+        Ingredient::Linearised,
         Ingredient::Normalisation,
         Ingredient::Saturation,
         Ingredient::Stacking,
