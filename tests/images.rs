@@ -147,6 +147,11 @@ fn a_convolutional_network_is_recorded_attributed_edited_and_verified() {
     let fit = ["fit", "runs", "--method", "linearised", "--out"];
     let fitted = json(path, &[&fit[..], &["lin.safetensors"]].concat());
     assert_eq!(fitted["training_runs"].as_array().unwrap().len(), 3);
+    assert!(path.join("runs/kernels/normalised.safetensors").exists());
+    let dynamics = ["fit", "runs", "--method", "optimizer-dynamics", "--out"];
+    let fitted = json(path, &[&dynamics[..], &["dynamics.safetensors"]].concat());
+    let weight = fitted["linearised"]["weight"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&weight), "{fitted}");
     let compare = ["compare", "runs", "--methods", "linearised"];
     let runs = ["--simulator", "lin.safetensors"];
     let compared = json(path, &[&compare[..], &runs].concat());
