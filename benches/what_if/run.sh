@@ -21,6 +21,11 @@ compare() { # name of the result, run set, methods, further options
     mv "$out.part" "$out"
 }
 
+linearised() { # run set whose answers are a few classes: each of the two without the other
+    compare "$1.linearised" "$1" linearised
+    compare "$1.no-linearised" "$1" optimizer-dynamics --no-linearised
+}
+
 for task in ag_news_adamw ag_news_momentum numbers_adamw number_words_adam ag_news_unseen; do
     data=()
     case $task in ag_news*) data=(--data "$news") ;; esac
@@ -29,6 +34,7 @@ for task in ag_news_adamw ag_news_momentum numbers_adamw number_words_adam ag_ne
     "$program" check "$folder/$task" --learned 0.4 > "$folder/$task.check.txt"
     compare "$task.all" "$task" optimizer-dynamics,simfluence-linear --ablate
     compare "$task.learned" "$task" optimizer-dynamics --datasets learned
+    case $task in ag_news*) linearised "$task" ;; esac
     [ "$task" = ag_news_unseen ] && continue
     for share in "2 1" "4 1" "1 4" "8 1" "4 4"; do
         set -- $share
@@ -46,6 +52,7 @@ case $absolute in /*) ;; *) absolute=$PWD/$absolute ;; esac
     --out "$set_folder" --jobs "$jobs")
 compare "$task.all" "$task" optimizer-dynamics,simfluence-linear
 compare "$task.learned" "$task" optimizer-dynamics --datasets learned
+linearised "$task"
 "$program" fit "$folder/$task" --method optimizer-dynamics --datasets learned \
     --out "$folder/$task.learned.safetensors" 2>&1 | grep "learned" >&2
 

@@ -148,6 +148,28 @@ def learned_datasets(whole):
     table(["run set"] + BLOCKS, rows)
 
 
+def linearised_model(whole):
+    print("MSE in nats² (R² of the final effect):\n")
+    rows = []
+    for task, both in whole.items():
+        alone, without = load(f"{task}.linearised"), load(f"{task}.no-linearised")
+        if alone is None or without is None:
+            continue
+        for name, comparison, method in [
+            ("linearised", alone, "linearised"),
+            (LINEAR, both, LINEAR),
+            (f"{OURS} without it", without, OURS),
+            (f"{OURS} with it", both, OURS),
+        ]:
+            cells = [task, name]
+            for b in BLOCKS:
+                r = row(comparison, b, method)
+                r2 = value(r, "effect_r2")
+                cells.append(number(value(r, "mse")) + ("" if r2 is None else f" ({r2:.2f})"))
+            rows.append(cells)
+    table(["run set", "method"] + BLOCKS, rows)
+
+
 def main():
     whole = {task: load(f"{task}.all") for task in TASKS}
     whole = {task: c for task, c in whole.items() if c}
@@ -162,7 +184,10 @@ def main():
             part({UNSEEN: unseen})
     print("### Learned datasets\n")
     others = {task: load(f"{task}.all") for task in (UNSEEN, MISLABELLED)}
-    learned_datasets(whole | {task: c for task, c in others.items() if c})
+    every = whole | {task: c for task, c in others.items() if c}
+    learned_datasets(every)
+    print("### The linearised model\n")
+    linearised_model(every)
 
 
 main()

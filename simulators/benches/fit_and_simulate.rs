@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use simfluence_core::{
     Curriculum, Fit, NoProgress, Run, RunInfo, RunStatus, Simulator, Step, Trajectory,
 };
+use simfluence_simulators::linearised::{FitLinearised, TangentKernel};
 use simfluence_simulators::optimizer_dynamics::OptimizerDynamicsParams;
 use simfluence_simulators::simfluence::{
     Lambda, Penalty, PenaltySearch, SimfluenceParams, SimfluenceSimulator,
@@ -166,5 +167,76 @@ fn optimizer_dynamics(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, fit, simulate, what_ifs, optimizer_dynamics);
+/// A kernel of random features, `k` classes.
+fn tangent_kernel(n: usize, m: usize, k: usize) -> TangentKernel {
+    const FEATURES: usize = 20;
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let outputs = (n + m) * k;
+    let features: Vec<[f32; FEATURES]> = (0..outputs)
+        .map(|_| std::array::from_fn(|_| rng.random_range(-1.0..1.0)))
+        .collect();
+    let entry = |a: usize, b: usize| -> f32 {
+        let pairs = features[a].iter().zip(&features[b]);
+        pairs.map(|(x, y)| x * y).sum()
+    };
+    let table = |columns: usize| -> Vec<f32> {
+        let rows = (0..n * k).flat_map(|a| (0..columns).map(move |b| (a, b)));
+        rows.map(|(a, b)| entry(a, b)).collect()
+    };
+    TangentKernel {
+        train_count: n,
+        test_count: m,
+        classes: k,
+        others: true,
+        answers: (0..n + m).map(|e| (e % k) as u32).collect(),
+        log_odds: vec![-4.0; outputs],
+        updates: table(outputs),
+        squares: table(n * k),
+    }
+}
+
+/// The linearised model at the size of the what-if run sets.
+fn linearised(criterion: &mut Criterion) {
+    let (n, m, k, count, steps, batch) = (200, 100, 4, 40, 96, 4);
+    let kernel = tangent_kernel(n, m, k);
+    // Curves of anything will do, but they start where the model does.
+    let start = 4.0 + (1.0 + k as f32 * (-4.0_f32).exp()).ln();
+    let mut recorded = runs(n, m, count, steps, batch);
+    for run in &mut recorded {
+        let mut losses = run.trajectory.values().to_vec();
+        losses[..m].fill(start);
+        let measured = run.trajectory.steps().to_vec();
+        run.trajectory = Trajectory::new(measured, m, losses).expect("as before");
+    }
+    let recorded: Vec<&Run> = recorded.iter().collect();
+    let fit = FitLinearised { kernel };
+    let mut group = criterion.benchmark_group("linearised");
+    group.sample_size(10);
+    let size = format!("n{n}_m{m}_classes{k}_runs{count}_steps{steps}_batch{batch}");
+    group.bench_function(format!("fit_{size}"), |b| {
+        b.iter(|| {
+            fit.fit(black_box(&recorded), n, &NoProgress)
+                .expect("a fit")
+        });
+    });
+    let simulator = fit.fit(&recorded, n, &NoProgress).expect("a fit");
+    let initial = recorded[0].trajectory.initial().expect("complete");
+    group.bench_function(format!("simulate_m{m}_steps{steps}_batch{batch}"), |b| {
+        b.iter(|| {
+            simulator
+                .simulate(black_box(&recorded[0].curriculum), initial)
+                .expect("fits")
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(
+    benches,
+    fit,
+    simulate,
+    what_ifs,
+    optimizer_dynamics,
+    linearised
+);
 criterion_main!(benches);
