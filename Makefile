@@ -69,6 +69,7 @@ bench: setup
 # The tables of what-if answers in docs/results.md: make what-if NEWS=ag_news_test.csv
 WHAT_IF ?= what-if-runs
 what-if: build
+	cargo build $(CARGO_FLAGS) --example reshuffled
 	@./benches/what_if/run.sh $(WHAT_IF) $(NEWS) $(JOBS) $(BIN)
 
 # Formatting, lints and docs with warnings denied, and the build without LibTorch.

@@ -303,7 +303,7 @@ pub enum FitMethod {
     SimfluenceAdditive,
     /// `L_t = α_t L_{t-1}`.
     SimfluenceMultiplicative,
-    /// Training of the base model linearised (neural tangent kernel), for answers of a few classes.
+    /// Training of the base model linearised (neural tangent kernel), for a few different answers.
     Linearised,
     /// Per step the mean of the training runs.
     MeanRun,
@@ -331,8 +331,8 @@ pub struct DynamicsArgs {
     /// columns of numbers): learned datasets take up never recorded examples by them.
     #[arg(long, value_name = "FILE")]
     pub features: Option<PathBuf>,
-    /// Leave the linearised model out of optimizer-dynamics (default: it is a member where answers
-    /// are a few classes and the base model is at hand or the run set keeps its tangent kernel).
+    /// Leave the linearised model out of optimizer-dynamics (default: it is a member where there are
+    /// a few different answers and the run set keeps its tangent kernel or the base model).
     #[arg(long)]
     pub no_linearised: bool,
 }

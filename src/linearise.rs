@@ -4,13 +4,13 @@
 use crate::cli::DynamicsArgs;
 use crate::kept_models::base_model_path;
 use crate::runs::OpenRuns;
-use anyhow::{Context, Result, anyhow};
-use simfluence_core::{Fit, Progress, Run};
-use simfluence_recorder::read_artifact;
+use anyhow::{Context, Result, anyhow, bail};
+use simfluence_core::{Artifact, Fit, Progress, Run};
+use simfluence_recorder::{read_artifact, write_artifact};
 use simfluence_simulators::linearised::{
     FitLinearised, LinearisedError, LinearisedSimulator, Memory, SecondMoment, TangentKernel,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where gradients are taken.
 #[derive(Debug, Clone, Copy)]
@@ -22,8 +22,10 @@ pub struct Where<'a> {
     pub memory: Option<usize>,
 }
 
-/// Most multiplications that a kernel may take without being asked for.
-const UNASKED: f64 = 5e12;
+/// Key of the fingerprint of the base model in a kernel's metadata.
+const BASE_MODEL: &str = "base_model";
+/// Most operations that a kernel may take without being asked for: a minute or two on two cores.
+const UNASKED: f64 = 2e12;
 
 /// The tangent kernel of the base model, kept in the run set or made now, with gain and power of the
 /// rate fitted on the runs.
@@ -37,7 +39,7 @@ pub fn fit(
 }
 
 /// The linearised model for optimizer-dynamics: where the run set keeps its kernel, or the base model
-/// is at hand, its answers are a few classes and the kernel does not take long. Tells why there is
+/// is at hand, there are few different answers and the kernel does not take long. Tells why there is
 /// none, unless nobody would expect one.
 pub fn member(
     open: &OpenRuns,
@@ -55,10 +57,10 @@ pub fn member(
         Ok(simulator) => return Some(simulator),
         Err(error) => error,
     };
-    use LinearisedError::{Classes, NoLearningRate, SeveralTargets};
+    use LinearisedError::{Alternatives, NoAnswer, NoLearningRate};
     let not_for_it = matches!(
         error.downcast_ref(),
-        Some(SeveralTargets { .. } | Classes { .. } | NoLearningRate)
+        Some(NoAnswer { .. } | Alternatives { .. } | NoLearningRate)
     );
     if !not_for_it {
         eprintln!("note: optimizer-dynamics goes without the linearised model: {error:#}");
@@ -90,32 +92,54 @@ fn fit_at_most(
 ) -> Result<LinearisedSimulator> {
     let second = second_moment(train);
     let path = kept_kernel(open, second);
-    let kernel = if path.exists() {
-        let artifact = read_artifact(&path)?;
-        let keys = |name: &str| artifact.json::<Vec<String>>(name);
-        open.check_keys(&path, &keys("train_keys")?, &keys("test_keys")?)?;
-        TangentKernel::from_artifact(&artifact).with_context(|| format!("{}", path.display()))?
-    } else {
-        let kernel = make(open, second, at, most, progress)?;
-        let (train, test) = (open.set.train_examples(), open.set.test_examples());
-        keep(&path, &kernel.to_artifact(&train.keys(), &test.keys())?);
-        kernel
+    let kernel = match path.exists().then(|| read(open, train, &path)) {
+        Some(Ok(kernel)) => kernel,
+        unusable => {
+            if let Some(Err(error)) = unusable {
+                eprintln!("note: {error:#}; the kernel has to be made again");
+            }
+            let (kernel, base_model) = make(open, second, at, most, progress)?;
+            let (train, test) = (open.set.train_examples(), open.set.test_examples());
+            let mut artifact = kernel.to_artifact(&train.keys(), &test.keys())?;
+            artifact.metadata.insert(BASE_MODEL.to_owned(), base_model);
+            keep(&path, &artifact);
+            kernel
+        }
     };
     Ok(FitLinearised { kernel }.fit(train, open.train_count(), progress)?)
 }
 
+/// A kept kernel, if it is of these examples and of the model that the runs start from.
+fn read(open: &OpenRuns, train: &[&Run], path: &Path) -> Result<TangentKernel> {
+    let artifact = read_artifact(path)?;
+    let keys = |name: &str| artifact.json::<Vec<String>>(name);
+    open.check_keys(path, &keys("train_keys")?, &keys("test_keys")?)?;
+    let recorded = train.first().and_then(|run| run.info.base_model.as_ref());
+    let of = artifact.metadata.get(BASE_MODEL);
+    if let (Some(of), Some(recorded)) = (of, recorded)
+        && of != recorded
+    {
+        bail!(
+            "{} is of another base model than that of the runs",
+            path.display()
+        );
+    }
+    TangentKernel::from_artifact(&artifact).with_context(|| format!("{}", path.display()))
+}
+
 /// Writes a kernel where the next fit finds it; a run set that cannot be written to is no failure.
-fn keep(path: &std::path::Path, artifact: &simfluence_core::Artifact) {
+fn keep(path: &Path, artifact: &Artifact) {
     let folder = path.parent().expect("it is in a folder");
     let written = std::fs::create_dir_all(folder)
         .map_err(|error| anyhow!(error))
-        .and_then(|()| Ok(simfluence_recorder::write_artifact(path, artifact)?));
+        .and_then(|()| Ok(write_artifact(path, artifact)?));
     match written {
         Ok(()) => eprintln!("tangent kernel: {}", path.display()),
         Err(error) => eprintln!("note: the tangent kernel is not kept: {error:#}"),
     }
 }
 
+/// The kernel, and the fingerprint of the base model.
 #[cfg(feature = "torch")]
 fn make(
     open: &OpenRuns,
@@ -123,26 +147,34 @@ fn make(
     at: Where<'_>,
     most: f64,
     progress: &dyn Progress,
-) -> Result<TangentKernel> {
+) -> Result<(TangentKernel, String)> {
     use crate::train::BaseModel;
-    use simfluence_models::{GradientSettings, Model, Network};
+    use simfluence_models::{GradientSettings, Model, Network, TokenizedExample};
     let base = BaseModel::load(&open.set)?;
     let tokens = |examples| base.tokens(examples);
     let (inputs, tests) = (
         tokens(open.set.train_examples())?,
         tokens(open.set.test_examples())?,
     );
-    let classes = TangentKernel::count_classes(&inputs, &tests)?;
+    let alternatives: usize = TangentKernel::choices(&inputs, &tests)?.iter().sum();
     let network = Network::open(&base.weights, at.device.parse()?)?;
-    let parameters: usize = (network.parameters().iter())
+    let trained: usize = (network.parameters().iter())
         .map(|parameter| parameter.numel())
         .sum();
-    let rows = inputs.len() * classes;
-    let outputs = rows + tests.len() * classes;
-    let products = rows as f64 * outputs as f64 * parameters as f64;
-    if products > most {
-        anyhow::bail!(
-            "the tangent kernel of {parameters} parameters and {outputs} outputs takes long; make it once with `simfluence fit {} --method linearised`, or say --no-linearised",
+    let rows = (inputs.len() * alternatives) as f64;
+    let outputs = rows + (tests.len() * alternatives) as f64;
+    // Forward and backward through all parameters for every token, and the products of gradients.
+    let examples = inputs.iter().chain(&inputs).chain(&tests);
+    let length = |e: &TokenizedExample| match base.weights.architecture().images() {
+        // Pixels are read at once.
+        Some(_) => 1,
+        None => e.tokens.len(),
+    };
+    let tokens: usize = examples.map(|e| length(e) * alternatives).sum();
+    let through = 6.0 * base.weights.layout().parameter_count() as f64 * tokens as f64;
+    if through + rows * outputs * trained as f64 > most {
+        bail!(
+            "the tangent kernel of {outputs} outputs and {trained} trained parameters takes long; make it once with `simfluence fit {} --method linearised`, or say --no-linearised",
             open.set.path().display()
         );
     }
@@ -152,9 +184,8 @@ fn make(
         memory: at.memory.unwrap_or(defaults.memory),
         ..defaults
     };
-    Ok(TangentKernel::of_model(
-        &network, &inputs, &tests, second, &settings, progress,
-    )?)
+    let kernel = TangentKernel::of_model(&network, &inputs, &tests, second, &settings, progress)?;
+    Ok((kernel, base.weights.fingerprint()))
 }
 
 /// Without LibTorch there are no gradients.
@@ -165,6 +196,6 @@ fn make(
     _: Where<'_>,
     _: f64,
     _: &dyn Progress,
-) -> Result<TangentKernel> {
+) -> Result<(TangentKernel, String)> {
     Err(anyhow!(crate::needs_torch("fit --method linearised")))
 }

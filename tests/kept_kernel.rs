@@ -114,8 +114,9 @@ fn keep_kernel(folder: &Path, scale: f32) {
     let kernel = TangentKernel {
         train_count: TRAIN,
         test_count: X.len() - TRAIN,
-        classes: 2,
-        others: false,
+        choices: vec![2],
+        others: vec![false],
+        paths: vec![vec![0], vec![1]],
         answers: Y.to_vec(),
         log_odds: log_odds.collect(),
         updates: updates.collect(),

@@ -184,7 +184,7 @@ fn accuracy_is_shown_against_runs_evaluations_and_ingredients() {
     let comparing = [&common[..], &["--methods", "simfluence-linear"]].concat();
     for args in [&fitting[..], &using, &comparing] {
         let message = fail(path, &[args, &["--datasets", "learned"]].concat());
-        assert!(message.contains("--datasets and --features"), "{message}");
+        assert!(message.contains("--datasets, --features"), "{message}");
     }
 }
 

@@ -4,6 +4,7 @@
 #
 #   benches/what_if/run.sh FOLDER AG_NEWS_CSV [JOBS] [PROGRAM]
 #
+# Needs the example `reshuffled` beside the program (cargo build --release --example reshuffled).
 # Goes on where it stopped: recorded run sets and finished comparisons are kept in FOLDER.
 set -euo pipefail
 folder=${1:?a folder for the run sets}
@@ -11,6 +12,7 @@ news=${2:?the CSV file of AG News headlines}
 jobs=${3:-$(nproc)}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 program=${4:-${CARGO_TARGET_DIR:-$root/target}/release/simfluence}
+examples=$(dirname "$(command -v "$program")")/examples
 mkdir -p "$folder"
 
 compare() { # name of the result, run set, methods, further options
@@ -18,6 +20,18 @@ compare() { # name of the result, run set, methods, further options
     [ -s "$out" ] && return
     echo "comparing: $1" >&2
     "$program" compare "$folder/$2" --methods "$3" --format json "${@:4}" > "$out.part"
+    mv "$out.part" "$out"
+}
+
+reshuffled() { # run set, options of record: its edits again with other examples of the datasets
+    local again="$folder/$1.reshuffled" out="$folder/$1.ceilings.json"
+    [ -s "$out" ] && return
+    mkdir -p "$again"
+    cp "$folder/$1/base_model.safetensors" "$again"
+    "$examples/reshuffled" plan "$folder/$1" 2 "$again.parquet"
+    "$program" record "$root/data/tasks/what_if/$1.toml" "${@:2}" --plan "$again.parquet" \
+        --out "$again" --jobs "$jobs"
+    "$examples/reshuffled" ceilings "$folder/$1" "$again" > "$out.part"
     mv "$out.part" "$out"
 }
 
@@ -35,6 +49,7 @@ for task in ag_news_adamw ag_news_momentum numbers_adamw number_words_adam ag_ne
     compare "$task.all" "$task" optimizer-dynamics,simfluence-linear --ablate
     compare "$task.learned" "$task" optimizer-dynamics --datasets learned
     case $task in ag_news*) linearised "$task" ;; esac
+    reshuffled "$task" "${data[@]}"
     [ "$task" = ag_news_unseen ] && continue
     for share in "2 1" "4 1" "1 4" "8 1" "4 4"; do
         set -- $share

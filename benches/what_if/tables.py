@@ -88,6 +88,10 @@ def every_method(whole):
         cells = [f"({ceilings[b]['r2']:.2f})" if ceilings.get(b) else "" for b in BLOCKS]
         if any(cells):
             rows.append(["noise ceiling"] + cells + [""])
+        datasets = load(f"{task}.ceilings")
+        if datasets:
+            cells = [f"({datasets[b]:.2f})" if b in datasets else "" for b in BLOCKS]
+            rows.append(["ceiling of datasets"] + cells + [""])
         counts = {b["name"]: len(b["runs"]) for b in c["blocks"]}
         heads = [f"{b} ({counts.get(b, 0)})" for b in BLOCKS]
         table(["method"] + heads + ["fit (s)"], rows)

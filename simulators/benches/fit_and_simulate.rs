@@ -186,8 +186,9 @@ fn tangent_kernel(n: usize, m: usize, k: usize) -> TangentKernel {
     TangentKernel {
         train_count: n,
         test_count: m,
-        classes: k,
-        others: true,
+        choices: vec![k],
+        others: vec![true],
+        paths: (0..k as u32).map(|class| vec![class]).collect(),
         answers: (0..n + m).map(|e| (e % k) as u32).collect(),
         log_odds: vec![-4.0; outputs],
         updates: table(outputs),

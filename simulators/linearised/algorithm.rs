@@ -1,6 +1,6 @@
 //! Fitting its two numbers on recorded runs, simulating, and the file.
 
-use super::kernel::{CLASSES, TangentKernel};
+use super::kernel::{ALTERNATIVES, TangentKernel};
 use super::rollout::{Pace, Rollout};
 use crate::memory::{Memory, SecondMoment};
 use crate::simfluence::LeftOut;
@@ -14,7 +14,7 @@ use simfluence_core::{
 /// Name of the method.
 const NAME: &str = "linearised";
 /// Version of its files.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 /// Gains that are tried.
 const GAINS: [f64; 9] = [0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0];
 /// Powers of the learning rate that are tried where rates differ.
@@ -169,8 +169,8 @@ impl Fit for FitLinearised {
 
 /// Fails where the losses that a simulation is to start from are not the base model's.
 fn check_start(kernel: &TangentKernel, initial: &[f32]) -> Result<(), LinearisedError> {
-    let start = kernel.start();
-    let differences = kernel.losses(&start).zip(initial);
+    let (choice_of, start) = (kernel.choice_of(), kernel.start());
+    let differences = kernel.losses(&choice_of, &start).zip(initial);
     let sum: f64 = differences.map(|(a, &b)| (a - f64::from(b)).abs()).sum();
     let mean = sum / initial.len() as f64;
     if mean > SAME_START {
@@ -377,14 +377,9 @@ pub enum LinearisedError {
         /// What it must have.
         expected: usize,
     },
-    /// A class that there is not.
-    #[error("an example is of class {got}; the kernel has {classes} classes, counted from 0")]
-    Class {
-        /// The class.
-        got: u32,
-        /// Number of classes.
-        classes: usize,
-    },
+    /// Answers that are not made of what there is.
+    #[error("the kernel's answers or their paths point at what it does not have, or are empty")]
+    Path,
     /// A kernel with NaN or infinite values.
     #[error("the kernel has values that are not finite; the base model's gradients overflow")]
     NotFinite,
@@ -425,20 +420,22 @@ pub enum LinearisedError {
         /// Mean difference over the test examples, nats.
         mean: f64,
     },
-    /// An example with more targets than one, or none that is a class.
+    /// An example whose targets are not one answer.
     #[error(
-        "the linearised model is for answers of a single token or class, and that of {side} example {id} has several tokens (or loss elsewhere)"
+        "the linearised model is for one answer at the end of a text, or a class, and {side} example {id} has loss elsewhere"
     )]
-    SeveralTargets {
+    NoAnswer {
         /// `training` or `test`.
         side: &'static str,
         /// Id of the example.
         id: usize,
     },
     /// Too many different answers, or only one.
-    #[error("{got} different answers; the linearised model is for tasks of 2 to {CLASSES} classes")]
-    Classes {
-        /// Different answers of the examples.
+    #[error(
+        "the answers choose from {got} tokens, counted anew after each beginning of an answer; the linearised model is for 2 to {ALTERNATIVES}"
+    )]
+    Alternatives {
+        /// Alternatives of all choices.
         got: usize,
     },
     /// Gradients that cannot be computed.

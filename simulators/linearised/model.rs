@@ -1,16 +1,17 @@
 //! The tangent kernel of a model.
 
 use super::LinearisedError;
-use super::kernel::{CLASSES, TangentKernel};
+use super::kernel::{ALTERNATIVES, TangentKernel};
 use crate::memory::SecondMoment;
 use simfluence_core::Progress;
 use simfluence_models::{
     DenseExample, GradientError, GradientSettings, Metric, Model, Target, TokenizedExample, Wanted,
     inner_products, per_example_gradients,
 };
+use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
-/// What is left for outputs that are no class, in the mean over the examples, below which it
+/// What is left for outputs that are no alternative, in the mean over the examples, below which it
 /// counts as nothing.
 const OTHERS: f64 = 0.01;
 /// The least that may be left of one example.
@@ -20,90 +21,138 @@ const FLOOR: f64 = 1e-3;
 /// Examples whose gradients or losses are formed at once.
 const ROWS_AT_ONCE: usize = 32;
 
-/// An example with one target, which can be made one of another class.
-pub trait Classified: Clone {
-    /// Its class; `None` where it has other targets than one class.
-    fn class(&self) -> Option<u32>;
-    /// The same with another class.
+/// An example whose answer can be made another one.
+pub trait Answered: Clone {
+    /// Its answer, as tokens; one for a class. `None` where other places have loss as well.
+    fn answer(&self) -> Option<Vec<u32>>;
+    /// The same text with loss on `token` only, after this beginning of an answer.
     #[must_use]
-    fn with_class(&self, class: u32) -> Self;
+    fn choosing(&self, beginning: &[u32], token: u32) -> Self;
 }
 
-impl Classified for TokenizedExample {
-    fn class(&self) -> Option<u32> {
-        let is_one = self.answer_start + 1 == self.tokens.len() && self.unscored.is_empty();
-        is_one.then(|| self.tokens.last().copied()).flatten()
+impl Answered for TokenizedExample {
+    fn answer(&self) -> Option<Vec<u32>> {
+        let answer = self.tokens.get(self.answer_start..)?;
+        (self.unscored.is_empty() && !answer.is_empty()).then(|| answer.to_vec())
     }
 
-    fn with_class(&self, class: u32) -> Self {
-        let mut other = self.clone();
-        if let Some(last) = other.tokens.last_mut() {
-            *last = class;
+    fn choosing(&self, beginning: &[u32], token: u32) -> Self {
+        let start = self.answer_start;
+        Self {
+            tokens: [&self.tokens[..start], beginning, &[token]].concat(),
+            answer_start: start,
+            unscored: (start..start + beginning.len()).collect(),
         }
-        other
     }
 }
 
-impl Classified for DenseExample {
-    fn class(&self) -> Option<u32> {
+impl Answered for DenseExample {
+    fn answer(&self) -> Option<Vec<u32>> {
         match self.target {
-            Target::Class(class) => Some(class),
+            Target::Class(class) => Some(vec![class]),
             Target::Values(_) => None,
         }
     }
 
-    fn with_class(&self, class: u32) -> Self {
+    fn choosing(&self, _: &[u32], token: u32) -> Self {
         Self {
-            target: Target::Class(class),
+            target: Target::Class(token),
             ..self.clone()
         }
     }
 }
 
-/// The classes in order, and that of each example.
-fn classes<E: Classified>(
-    train: &[E],
-    test: &[E],
-) -> Result<(Vec<u32>, Vec<u32>), LinearisedError> {
-    let of_example: Vec<u32> = (train.iter().chain(test).enumerate())
-        .map(|(place, e)| {
-            let (side, id) = match place.checked_sub(train.len()) {
-                None => ("training", place),
-                Some(id) => ("test", id),
-            };
-            e.class()
-                .ok_or(LinearisedError::SeveralTargets { side, id })
+/// The answers of a task as paths through choices between tokens.
+struct Tree {
+    /// Each beginning of an answer that goes on, the empty one first, with the tokens that may come
+    /// next, ascending.
+    choices: Vec<(Vec<u32>, Vec<u32>)>,
+    /// The alternatives that each different answer takes.
+    paths: Vec<Vec<u32>>,
+    /// The answer of each example.
+    answers: Vec<u32>,
+}
+
+impl Tree {
+    fn new<E: Answered>(train: &[E], test: &[E]) -> Result<Self, LinearisedError> {
+        let of_example: Vec<Vec<u32>> = (train.iter().chain(test).enumerate())
+            .map(|(place, e)| {
+                let (side, id) = match place.checked_sub(train.len()) {
+                    None => ("training", place),
+                    Some(id) => ("test", id),
+                };
+                e.answer().ok_or(LinearisedError::NoAnswer { side, id })
+            })
+            .collect::<Result<_, _>>()?;
+        let different: Vec<&[u32]> = (of_example.iter().map(Vec::as_slice))
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        let mut next: BTreeMap<(usize, &[u32]), BTreeSet<u32>> = BTreeMap::new();
+        for answer in &different {
+            for (place, &token) in answer.iter().enumerate() {
+                let tokens = next.entry((place, &answer[..place])).or_default();
+                tokens.insert(token);
+            }
+        }
+        let got = next.values().map(BTreeSet::len).sum();
+        if different.len() < 2 || got > ALTERNATIVES {
+            return Err(LinearisedError::Alternatives { got });
+        }
+        let mut number: BTreeMap<(&[u32], u32), u32> = BTreeMap::new();
+        for ((_, beginning), tokens) in &next {
+            for &token in tokens {
+                number.insert((beginning, token), number.len() as u32);
+            }
+        }
+        let path = |answer: &&[u32]| {
+            let tokens = answer.iter().enumerate();
+            tokens
+                .map(|(place, &token)| number[&(&answer[..place], token)])
+                .collect()
+        };
+        let place = |answer: &Vec<u32>| {
+            let found = different.binary_search(&answer.as_slice());
+            found.expect("it is among them") as u32
+        };
+        Ok(Self {
+            paths: different.iter().map(path).collect(),
+            answers: of_example.iter().map(place).collect(),
+            choices: (next.into_iter())
+                .map(|((_, beginning), tokens)| (beginning.to_vec(), tokens.into_iter().collect()))
+                .collect(),
         })
-        .collect::<Result<_, _>>()?;
-    let mut classes = of_example.clone();
-    classes.sort_unstable();
-    classes.dedup();
-    if !(2..=CLASSES).contains(&classes.len()) {
-        return Err(LinearisedError::Classes { got: classes.len() });
     }
-    Ok((classes, of_example))
+
+    fn sizes(&self) -> Vec<usize> {
+        self.choices
+            .iter()
+            .map(|(_, tokens)| tokens.len())
+            .collect()
+    }
 }
 
 impl TangentKernel {
-    /// Number of classes among the answers of examples.
+    /// How many alternatives each of the choices has that answers are made of; their sum is the
+    /// number of rows per training example.
     ///
     /// # Errors
-    /// Examples of several targets, of one class only or of more than [`CLASSES`].
-    pub fn count_classes<E: Classified>(train: &[E], test: &[E]) -> Result<usize, LinearisedError> {
-        Ok(classes(train, test)?.0.len())
+    /// Examples with loss elsewhere than on an answer, one answer only, or more than
+    /// [`ALTERNATIVES`] alternatives.
+    pub fn choices<E: Answered>(train: &[E], test: &[E]) -> Result<Vec<usize>, LinearisedError> {
+        Ok(Tree::new(train, test)?.sizes())
     }
 
     /// The kernel of a model at its present parameters, in the metric of an optimiser that
     /// normalises by such a second moment.
     ///
-    /// The log-odds `u_c = ln p_c − ln (1 − Σ_a p_a)` have the gradients
-    /// `∇u_c = −∇ℓ_c − Σ_a p_a ∇ℓ_a / (1 − Σ_a p_a)`, with `ℓ_c = −ln p_c` the loss that the
-    /// example has with class `c` for a target; so that everything comes from inner products of
-    /// gradients of losses, of `n k` examples with `(n + m) k`.
+    /// The log-odds `u_a = ln p_a − ln (1 − Σ_b p_b)` of a choice have the gradients
+    /// `∇u_a = −∇ℓ_a − Σ_b p_b ∇ℓ_b / (1 − Σ_b p_b)`, with `ℓ_a = −ln p_a` the loss that the
+    /// example has with alternative `a` for its only target; so that everything comes from inner
+    /// products of gradients of losses, of `n k` examples with `(n + m) k`.
     ///
     /// # Errors
-    /// Examples of several targets, of one class only or of more than [`CLASSES`]; an example that
-    /// the model cannot read.
+    /// Those of [`Self::choices`]; an example that the model cannot read.
     pub fn of_model<M: Model>(
         model: &M,
         train: &[M::Example],
@@ -113,34 +162,37 @@ impl TangentKernel {
         progress: &dyn Progress,
     ) -> Result<Self, LinearisedError>
     where
-        M::Example: Classified,
+        M::Example: Answered,
     {
-        let (classes, of_example) = classes(train, test)?;
-        let k = classes.len();
-        let place = |class: &u32| classes.binary_search(class).expect("it is among them") as u32;
+        let tree = Tree::new(train, test)?;
+        let k: usize = tree.sizes().iter().sum();
         let candidates: Vec<M::Example> = (train.iter().chain(test))
-            .flat_map(|e| classes.iter().map(|&class| e.with_class(class)))
+            .flat_map(|e| {
+                let choices = tree.choices.iter();
+                choices.flat_map(move |(beginning, tokens)| {
+                    tokens
+                        .iter()
+                        .map(move |&token| e.choosing(beginning, token))
+                })
+            })
             .collect();
-        simfluence_models::check_all(model, &candidates)
-            .map_err(|(example, problem)| GradientError::Example { example, problem })?;
+        simfluence_models::check_all(model, &candidates).map_err(|(candidate, problem)| {
+            GradientError::Example {
+                example: candidate / k,
+                problem,
+            }
+        })?;
         let losses = losses(model, &candidates);
-        let left: Vec<f64> = (losses.chunks_exact(k))
-            .map(|of| 1.0 - of.iter().map(|l| (-l).exp()).sum::<f64>())
-            .collect();
-        let others = left.iter().sum::<f64>() / left.len() as f64 > OTHERS;
-        let outputs = Outputs {
-            losses: &losses,
-            left: others.then_some(&left),
-            classes: k,
-        };
+        let outputs = Outputs::new(&losses, tree.sizes());
         let rows = train.len() * k;
         let mut kernel = Self {
             train_count: train.len(),
             test_count: test.len(),
-            classes: k,
-            others,
-            answers: of_example.iter().map(place).collect(),
+            choices: tree.sizes(),
+            others: outputs.others.clone(),
             log_odds: outputs.log_odds(),
+            paths: tree.paths,
+            answers: tree.answers,
             updates: Vec::new(),
             squares: Vec::new(),
         };
@@ -205,27 +257,74 @@ where
 
 /// The outputs of all examples.
 struct Outputs<'a> {
-    /// `[examples × classes]`.
+    /// `[examples × alternatives]`.
     losses: &'a [f64],
-    /// The probability that is left for what is no class, of every example; `None`: nothing is.
-    left: Option<&'a Vec<f64>>,
-    classes: usize,
+    /// Number of alternatives of each choice.
+    choices: Vec<usize>,
+    /// `[examples × choices]`: the probability that is left for what is none of them.
+    left: Vec<f64>,
+    /// Whether anything is, for each choice.
+    others: Vec<bool>,
 }
 
-impl Outputs<'_> {
+impl<'a> Outputs<'a> {
+    fn new(losses: &'a [f64], choices: Vec<usize>) -> Self {
+        let alternatives: usize = choices.iter().sum();
+        let mut left = Vec::new();
+        for mut of_example in losses.chunks_exact(alternatives) {
+            for &count in &choices {
+                let (of_choice, rest) = of_example.split_at(count);
+                let taken: f64 = of_choice.iter().map(|loss| (-loss).exp()).sum();
+                left.push((1.0 - taken).max(LEAST));
+                of_example = rest;
+            }
+        }
+        let examples = losses.len() / alternatives;
+        let mean = |choice: usize| {
+            let of_choice = left.iter().skip(choice).step_by(choices.len());
+            of_choice.sum::<f64>() / examples as f64
+        };
+        Self {
+            others: (0..choices.len())
+                .map(|choice| mean(choice) > OTHERS)
+                .collect(),
+            losses,
+            choices,
+            left,
+        }
+    }
+
+    /// The alternatives of an example, choice by choice: where they begin, how many, and the
+    /// probability that is left where that is not nothing.
+    fn of(&self, example: usize) -> impl Iterator<Item = (usize, usize, Option<f64>)> + '_ {
+        let left = &self.left[example * self.choices.len()..][..self.choices.len()];
+        let mut begin = 0;
+        (self.choices.iter().zip(&self.others).zip(left)).map(move |((&count, &others), &left)| {
+            begin += count;
+            (begin - count, count, others.then_some(left))
+        })
+    }
+
     fn log_odds(&self) -> Vec<f32> {
-        let against = |example: usize| self.left.map_or(0.0, |left| left[example].max(LEAST).ln());
-        (self.losses.iter().enumerate())
-            .map(|(place, loss)| (-loss - against(place / self.classes)) as f32)
-            .collect()
+        let alternatives: usize = self.choices.iter().sum();
+        let mut log_odds = Vec::with_capacity(self.losses.len());
+        for (example, losses) in self.losses.chunks_exact(alternatives).enumerate() {
+            for (begin, count, left) in self.of(example) {
+                let against = left.map_or(0.0, f64::ln);
+                let of_choice = losses[begin..begin + count].iter();
+                log_odds.extend(of_choice.map(|loss| (-loss - against) as f32));
+            }
+        }
+        log_odds
     }
 
     /// Products of gradients of losses `[rows × columns]` → of log-odds; rows and columns are the
     /// first outputs.
     fn change_products(&self, products: &mut [f32], columns: usize) {
-        let mut line = vec![0.0; self.classes];
+        let alternatives: usize = self.choices.iter().sum();
+        let mut line = vec![0.0; alternatives];
         for row in products.chunks_exact_mut(columns) {
-            for (example, of) in row.chunks_exact_mut(self.classes).enumerate() {
+            for (example, of) in row.chunks_exact_mut(alternatives).enumerate() {
                 for (l, p) in line.iter_mut().zip(&*of) {
                     *l = f64::from(*p);
                 }
@@ -235,25 +334,28 @@ impl Outputs<'_> {
                 }
             }
         }
-        for (example, rows) in (products.chunks_exact_mut(columns * self.classes)).enumerate() {
+        for (example, rows) in (products.chunks_exact_mut(columns * alternatives)).enumerate() {
             for column in 0..columns {
-                for (c, l) in line.iter_mut().enumerate() {
-                    *l = f64::from(rows[c * columns + column]);
+                for (a, l) in line.iter_mut().enumerate() {
+                    *l = f64::from(rows[a * columns + column]);
                 }
                 self.change(example, &mut line);
-                for (c, l) in line.iter().enumerate() {
-                    rows[c * columns + column] = *l as f32;
+                for (a, l) in line.iter().enumerate() {
+                    rows[a * columns + column] = *l as f32;
                 }
             }
         }
     }
 
-    /// Something linear in `∇ℓ_c` → in `∇u_c`, for all classes of an example.
-    fn change(&self, example: usize, of: &mut [f64]) {
-        let losses = &self.losses[example * self.classes..][..self.classes];
-        let mean: f64 = losses.iter().zip(&*of).map(|(l, x)| (-l).exp() * x).sum();
-        let shift = (self.left).map_or(0.0, |left| mean / left[example].max(LEAST));
-        of.iter_mut().for_each(|x| *x = -*x - shift);
+    /// Something linear in `∇ℓ_a` → in `∇u_a`, for all alternatives of an example.
+    fn change(&self, example: usize, values: &mut [f64]) {
+        let losses = &self.losses[example * values.len()..][..values.len()];
+        for (begin, count, left) in self.of(example) {
+            let (losses, of) = (&losses[begin..][..count], &mut values[begin..][..count]);
+            let mean: f64 = losses.iter().zip(&*of).map(|(l, x)| (-l).exp() * x).sum();
+            let shift = left.map_or(0.0, |left| mean / left);
+            of.iter_mut().for_each(|x| *x = -*x - shift);
+        }
     }
 }
 
@@ -265,7 +367,9 @@ mod tests {
         Curriculum, Fit, NoProgress, Optimizer, Run, RunInfo, RunStatus, Simulator, Step,
         Trajectory,
     };
-    use simfluence_models::{Activation, Mlp, Prediction};
+    use simfluence_models::{
+        Activation, Architecture, Mlp, ModelSettings, Network, Prediction, Weights,
+    };
 
     fn mlp(values: &[f64]) -> Mlp {
         let sizes = [3, 6, 4];
@@ -282,93 +386,166 @@ mod tests {
         (from..from + count).map(example).collect()
     }
 
-    /// A step that is short enough is what the linearised model says of it, to first order: the
-    /// change that is missed falls like the square of the rate.
+    /// Trains a step of SGD at a rate on the second and third training example, and checks that the change of
+    /// the test losses is what the linearised model says of it, to first order: that what is missed
+    /// falls like the square of the rate. `make` gives the model whose flat
+    /// buffer has some values, or its own.
+    fn check_short_step<M: Model>(
+        make: impl Fn(Option<&Tensor>) -> M,
+        rate: f64,
+        train: &[M::Example],
+        test: &[M::Example],
+    ) -> TangentKernel
+    where
+        M::Example: Answered,
+    {
+        let model = make(None);
+        let (settings, none) = (GradientSettings::default(), SecondMoment::None);
+        let kernel = TangentKernel::of_model(&model, train, test, none, &settings, &NoProgress);
+        let kernel = kernel.unwrap();
+        let before = losses(&model, test);
+        let missed = |rate: f64| {
+            let gradients = per_example_gradients(&model, &train[1..3]).unwrap();
+            let gradient = gradients.mean_dim([0].as_slice(), false, None);
+            let stepped = model.flat().detach() - rate * gradient;
+            let after = losses(&make(Some(&stepped)), test);
+            let f32s = |of: &[f64]| of.iter().map(|&l| l as f32).collect::<Vec<_>>();
+            let step = Step::new(vec![1, 2], Some(rate as f32));
+            let curriculum = Curriculum::new(vec![step], train.len()).unwrap();
+            let mut info = RunInfo::new(RunStatus::Complete);
+            info.optimizer = Some(Optimizer::Sgd {
+                momentum: 0.0,
+                dampening: 0.0,
+                nesterov: false,
+                weight_decay: 0.0,
+            });
+            let recorded = [f32s(&before), f32s(&after)].concat();
+            let run = Run {
+                id: "run".into(),
+                info,
+                trajectory: Trajectory::new(vec![0, 1], test.len(), recorded).unwrap(),
+                batch_losses: vec![None],
+                curriculum,
+            };
+            let fit = FitLinearised {
+                kernel: kernel.clone(),
+            };
+            let simulator = fit.fit(&[&run], train.len(), &NoProgress).unwrap();
+            assert_eq!(simulator.report().gain, 1.0);
+            let simulated = simulator.simulate(&run.curriculum, &f32s(&before)).unwrap();
+            let simulated = simulated.at_step(1).unwrap();
+            let moved = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
+            let missed = simulated.iter().zip(&after);
+            let missed = missed.map(|(a, b)| (f64::from(*a) - b).abs());
+            (moved.fold(0.0, f64::max), missed.fold(0.0, f64::max))
+        };
+        let (moved, error) = missed(rate);
+        assert!(moved > 0.01 && error < 0.1 * moved, "{moved} {error}");
+        let (_, half) = missed(rate / 2.0);
+        assert!(half < 0.3 * error, "{half} {error}");
+        kernel
+    }
+
+    /// Writes values into a model's flat buffer.
+    fn with_values<M: Model>(model: M, values: Option<&Tensor>) -> M {
+        if let Some(values) = values {
+            tch::no_grad(|| model.flat().shallow_clone().copy_(values));
+        }
+        model
+    }
+
     #[test]
-    fn a_short_step_of_real_training_is_what_the_kernel_says() {
+    fn a_short_step_of_a_classifier_is_what_the_kernel_says() {
         let values: Vec<f64> = (0..3 * 6 + 6 + 6 * 4 + 4)
             .map(|k| (k as f64 * 0.9).sin())
             .collect();
         for classes in [3, 4] {
             let (train, test) = (examples(0, 6, classes), examples(20, 5, classes));
-            let model = mlp(&values);
-            let (settings, none) = (GradientSettings::default(), SecondMoment::None);
-            let kernel =
-                TangentKernel::of_model(&model, &train, &test, none, &settings, &NoProgress);
-            let kernel = kernel.unwrap();
-            assert_eq!((kernel.others, kernel.classes), (classes == 3, classes));
-            let before = losses(&model, &test);
-            let missed = |rate: f64| {
-                let gradients = per_example_gradients(&model, &train[1..3]).unwrap();
-                let gradient = gradients.mean_dim([0].as_slice(), false, None);
-                let stepped = model.flat().detach() - rate * gradient;
-                let stepped = Vec::<f64>::try_from(stepped).unwrap();
-                let after = losses(&mlp(&unpadded(&model, &stepped)), &test);
-                let f32s = |of: &[f64]| of.iter().map(|&l| l as f32).collect::<Vec<_>>();
-                let curriculum =
-                    Curriculum::new(vec![Step::new(vec![1, 2], Some(rate as f32))], 6).unwrap();
-                let mut info = RunInfo::new(RunStatus::Complete);
-                info.optimizer = Some(Optimizer::Sgd {
-                    momentum: 0.0,
-                    dampening: 0.0,
-                    nesterov: false,
-                    weight_decay: 0.0,
-                });
-                let recorded = [f32s(&before), f32s(&after)].concat();
-                let run = Run {
-                    id: "run".into(),
-                    info,
-                    trajectory: Trajectory::new(vec![0, 1], 5, recorded).unwrap(),
-                    batch_losses: vec![None],
-                    curriculum,
-                };
-                let fit = FitLinearised {
-                    kernel: kernel.clone(),
-                };
-                let simulator = fit.fit(&[&run], 6, &NoProgress).unwrap();
-                assert_eq!(simulator.report().gain, 1.0);
-                let simulated = simulator.simulate(&run.curriculum, &f32s(&before)).unwrap();
-                let simulated = simulated.at_step(1).unwrap();
-                let moved = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
-                let missed = simulated.iter().zip(&after);
-                let missed = missed.map(|(a, b)| (f64::from(*a) - b).abs());
-                (moved.fold(0.0, f64::max), missed.fold(0.0, f64::max))
-            };
-            let (moved, error) = missed(0.1);
-            assert!(moved > 0.01 && error < 0.1 * moved, "{moved} {error}");
-            let (_, half) = missed(0.05);
-            assert!(half < 0.3 * error, "{half} {error}");
+            let make = |flat: Option<&Tensor>| with_values(mlp(&values), flat);
+            let kernel = check_short_step(make, 0.1, &train, &test);
+            // Of four outputs.
+            let expected = (vec![classes], vec![classes == 3]);
+            assert_eq!((kernel.choices, kernel.others), expected);
         }
     }
 
-    /// The flat buffer without its gaps.
-    fn unpadded(model: &Mlp, flat: &[f64]) -> Vec<f64> {
-        let start = Vec::<f64>::try_from(model.flat().detach()).unwrap();
-        assert_eq!(start.len(), flat.len());
-        let parameters = model.parameters().iter();
-        let base = model.flat().data_ptr() as usize;
-        parameters
-            .flat_map(|p| {
-                let from = (p.data_ptr() as usize - base) / std::mem::size_of::<f64>();
-                flat[from..from + p.numel()].to_vec()
-            })
-            .collect()
+    #[test]
+    fn a_short_step_of_a_transformer_whose_answers_have_up_to_three_tokens_is_as_well() {
+        let settings = ModelSettings {
+            layers: 2,
+            heads: 2,
+            width: 16,
+            context: 16,
+            ..ModelSettings::default()
+        };
+        let architecture = Architecture::new(settings, 11).unwrap();
+        let random = Weights::random(&architecture, 3);
+        let make = |flat: Option<&Tensor>| {
+            let model = Network::with_kind(&random, tch::Device::Cpu, Kind::Double);
+            with_values(model, flat)
+        };
+        let answers: [&[u32]; 4] = [&[7], &[8, 5], &[8, 6, 9], &[3, 5]];
+        let example = |k: u32| {
+            let prompt: Vec<u32> = (0..4 + k % 3).map(|p| (k * 7 + p * p * 3) % 11).collect();
+            TokenizedExample {
+                answer_start: prompt.len(),
+                tokens: [&prompt, answers[k as usize % 4]].concat(),
+                unscored: Vec::new(),
+            }
+        };
+        let examples = |range: std::ops::Range<u32>| range.map(example).collect::<Vec<_>>();
+        let kernel = check_short_step(make, 0.002, &examples(0..6), &examples(20..25));
+        // First tokens 3, 7, 8; after 3 and after 8, 6 one each; after 8 two.
+        assert_eq!(kernel.choices, [3, 1, 2, 1]);
+        assert_eq!(kernel.others, [true; 4]);
     }
 
     #[test]
-    fn answers_that_are_no_class_are_refused() {
-        let token = |tokens: Vec<u32>, answer_start| TokenizedExample {
-            tokens,
-            answer_start,
+    fn answers_are_paths_through_choices() {
+        let example = |answer: &[u32]| TokenizedExample {
+            tokens: [&[1, 2], answer].concat(),
+            answer_start: 2,
             unscored: Vec::new(),
         };
-        assert_eq!(token(vec![1, 2, 7], 2).class(), Some(7));
-        assert_eq!(token(vec![1, 2, 7], 1).class(), None);
-        assert_eq!(token(vec![1, 7], 1).with_class(3).tokens, [1, 3]);
-        let model = mlp(&[0.1; 52]);
-        let (settings, none) = (GradientSettings::default(), SecondMoment::None);
+        let (train, test) = ([example(&[7, 5]), example(&[8])], [example(&[7, 6, 9])]);
+        let tree = Tree::new(&train, &test).unwrap();
+        let choices = vec![
+            (vec![], vec![7, 8]),
+            (vec![7], vec![5, 6]),
+            (vec![7, 6], vec![9]),
+        ];
+        assert_eq!(tree.choices, choices);
+        assert_eq!(tree.paths, [vec![0, 2], vec![0, 3, 4], vec![1]]);
+        assert_eq!(tree.answers, [0, 2, 1]);
+        let chosen = train[1].choosing(&[7, 6], 9);
+        assert_eq!(
+            (chosen.tokens, chosen.answer_start),
+            (vec![1, 2, 7, 6, 9], 2)
+        );
+        assert_eq!(chosen.unscored, [2, 3]);
+    }
+
+    #[test]
+    fn what_is_no_answer_or_the_only_one_is_refused() {
+        let conversation = TokenizedExample {
+            tokens: vec![1, 2, 3, 4],
+            answer_start: 1,
+            unscored: vec![2],
+        };
+        assert_eq!(conversation.answer(), None);
+        let refused = TangentKernel::choices(&[conversation], &[]);
+        assert!(matches!(
+            refused,
+            Err(LinearisedError::NoAnswer {
+                side: "training",
+                id: 0
+            })
+        ));
         let train = examples(0, 3, 1);
-        let kernel = TangentKernel::of_model(&model, &train, &train, none, &settings, &NoProgress);
-        assert!(matches!(kernel, Err(LinearisedError::Classes { got: 1 })));
+        let refused = TangentKernel::choices(&train, &train);
+        assert!(matches!(
+            refused,
+            Err(LinearisedError::Alternatives { got: 1 })
+        ));
     }
 }

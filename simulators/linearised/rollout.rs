@@ -1,6 +1,6 @@
 //! Training the linearised model, in the space of its outputs.
 
-use super::kernel::TangentKernel;
+use super::kernel::{Choice, TangentKernel};
 use crate::memory::{Memory, SecondMoment};
 
 /// Added to the second moment's average before its root.
@@ -26,6 +26,8 @@ impl Pace {
 /// The linearised model on its way through a curriculum.
 pub(super) struct Rollout<'a> {
     kernel: &'a TangentKernel,
+    /// Of each alternative.
+    choice_of: Vec<Choice>,
     memory: Memory,
     pace: Pace,
     /// `[(n + m) k]`.
@@ -42,6 +44,7 @@ impl<'a> Rollout<'a> {
     pub(super) fn new(kernel: &'a TangentKernel, memory: Memory, pace: Pace) -> Self {
         Self {
             kernel,
+            choice_of: kernel.choice_of(),
             memory,
             pace,
             log_odds: kernel.start(),
@@ -54,16 +57,22 @@ impl<'a> Rollout<'a> {
 
     /// Trains on a batch, examples with their exposures, with this learning rate.
     pub(super) fn train(&mut self, batch: impl Iterator<Item = (u32, f64)>, rate: f64) {
-        let (k, columns) = (self.kernel.classes, self.kernel.outputs());
+        let (k, columns) = (self.choice_of.len(), self.kernel.outputs());
         self.step += 1;
         let mut residuals: Vec<(usize, f64)> = Vec::new();
-        let mut probabilities = vec![0.0; k];
         for (example, exposure) in batch {
             let example = example as usize;
-            self.probabilities(example, &mut probabilities);
-            for (class, p) in probabilities.iter().enumerate() {
-                let target = f64::from(u8::from(self.kernel.answers[example] as usize == class));
-                residuals.push((example * k + class, exposure * (p - target)));
+            let log_odds = &self.log_odds[example * k..][..k];
+            let path = self.kernel.path(example);
+            let share = exposure / path.len() as f64;
+            for &taken in path {
+                let choice = &self.choice_of[taken as usize];
+                let log_sum = choice.log_sum(log_odds);
+                for alternative in choice.alternatives.clone() {
+                    let target = f64::from(u8::from(alternative == taken as usize));
+                    let probability = (log_odds[alternative] - log_sum).exp();
+                    residuals.push((example * k + alternative, share * (probability - target)));
+                }
             }
         }
         self.direction.fill(0.0);
@@ -108,7 +117,7 @@ impl<'a> Rollout<'a> {
             }
             SecondMoment::Power { power } => (1.0 - f64::from(self.step).powf(power), 1.0),
         };
-        let rows = self.kernel.train_count * self.kernel.classes;
+        let rows = self.kernel.train_count * self.choice_of.len();
         let mut square = 0.0;
         for &(a, x) in residuals {
             for &(b, y) in residuals {
@@ -119,17 +128,8 @@ impl<'a> Rollout<'a> {
         1.0 / (self.second / filled + TINY).sqrt()
     }
 
-    /// The probabilities of the classes of an example, `[k]`.
-    fn probabilities(&self, example: usize, out: &mut [f64]) {
-        let log_sum = self.kernel.log_sum(&self.log_odds, example);
-        let log_odds = &self.log_odds[example * out.len()..];
-        for (p, u) in out.iter_mut().zip(log_odds) {
-            *p = (u - log_sum).exp();
-        }
-    }
-
-    /// The losses of the test examples, in nats.
+    /// The losses of the test examples, in nats per token.
     pub(super) fn losses(&self) -> impl Iterator<Item = f64> + '_ {
-        self.kernel.losses(&self.log_odds)
+        self.kernel.losses(&self.choice_of, &self.log_odds)
     }
 }

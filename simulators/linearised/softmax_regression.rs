@@ -71,8 +71,9 @@ impl Regression {
         TangentKernel {
             train_count: TRAIN,
             test_count: TEST,
-            classes: CLASSES,
-            others: self.others,
+            choices: vec![CLASSES],
+            others: vec![self.others],
+            paths: (0..CLASSES as u32).map(|class| vec![class]).collect(),
             answers: self.answers.clone(),
             log_odds: log_odds.collect(),
             updates: table(examples * CLASSES),

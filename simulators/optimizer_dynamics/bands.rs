@@ -19,6 +19,9 @@ const LEVEL_FLOOR: f64 = 0.1;
 /// Smallest error whose logarithm counts, over the root mean square.
 const SMALL_ERROR: f64 = 0.01;
 
+/// Smallest distance whose logarithm counts, over the usual one: recorded points may coincide.
+const SMALL_RATIO: f64 = 1e-3;
+
 /// What bands are made of: the band of test example `j` after step `t` of a curriculum is
 /// `L̂ ± q(level) · σ_j(t) · (L̂ + c)^κ · max(1, d)^γ`, where `d` is the distance to the nearest
 /// recorded point over the usual one, of left-out runs near that step.
@@ -147,7 +150,9 @@ impl Bands {
         let (mut xy, mut xx) = (0.0, 0.0);
         let mut rows = Vec::new();
         for point in points {
-            let ratio = self.ratio(point.step as f64, point.distance);
+            let ratio = self
+                .ratio(point.step as f64, point.distance)
+                .max(SMALL_RATIO);
             let relative = |test| self.support.relative(point, test);
             let square: f64 = (0..point.errors.len())
                 .map(|test| (relative(test) / self.scale(point.step as f64, test)).powi(2))

@@ -711,9 +711,9 @@ pub enum SettingsError {
 pub struct TokenizedExample {
     /// Prompt and answer; for a classifier a text and, as the last, its class.
     pub tokens: Vec<u32>,
-    /// Position of the first token that carries loss; at least 1, below the number of tokens.
+    /// Position of the first token of the answer; at least 1, below the number of tokens.
     pub answer_start: usize,
-    /// Positions behind it of tokens without loss, ascending: in a conversation what others say
+    /// Positions from there on of tokens without loss, ascending: in a conversation what others say
     /// after the first answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unscored: Vec<usize>,
@@ -800,17 +800,20 @@ impl TokenizedExample {
                 answer_start: self.answer_start,
             });
         }
-        let mut last = self.answer_start;
+        let mut first = self.answer_start;
         for &position in &self.unscored {
-            if position <= last || position >= self.tokens.len() {
+            if position < first || position >= self.tokens.len() {
                 return Err(TokensError::Unscored {
                     position,
                     tokens: self.tokens.len(),
                 });
             }
-            last = position;
+            first = position + 1;
         }
-        Ok(())
+        match self.target_count() {
+            0 => Err(TokensError::NoTarget),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -841,9 +844,9 @@ pub enum TokensError {
         /// Where the answer starts.
         answer_start: usize,
     },
-    /// Positions without loss that are not ascending behind the first token with loss.
+    /// Positions without loss that are not ascending within the answer.
     #[error(
-        "token {position} of {tokens} is said to carry no loss; such positions must be ascending, behind the first token that carries loss and within the example"
+        "token {position} of {tokens} is said to carry no loss; such positions must be ascending and within the answer"
     )]
     Unscored {
         /// The position.
@@ -851,6 +854,9 @@ pub enum TokensError {
         /// Number of tokens.
         tokens: usize,
     },
+    /// Nothing to learn.
+    #[error("no token of the answer carries loss")]
+    NoTarget,
     /// More tokens than the model reads.
     #[error(
         "{got} tokens, but the model's context holds {expected}; raise `context` in the task file or shorten the example"
