@@ -194,7 +194,7 @@ fn fit_dynamics(
         crate::fit::optimizer_dynamics(&groups, train, member, seed, without, progress)
     };
     let (found, cost) = measured(|| {
-        let member = linearise::member(open, train, &args.dynamics, at(args), progress);
+        let member = linearise::member(open, train, &args.dynamics, at(args), progress)?;
         anyhow::Ok((fit(member.clone(), None)?, member))
     });
     let (whole, member) = found?;

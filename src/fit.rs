@@ -200,7 +200,7 @@ pub fn fit(args: &FitArgs, progress: &dyn Progress) -> Result<(Artifact, Report)
         FitMethod::OptimizerDynamics => {
             let (train, seed) = (&split.train, args.split.seed);
             let groups = datasets(&open, train, &args.dynamics, seed, progress)?;
-            let member = linearise::member(&open, train, &args.dynamics, at, progress);
+            let member = linearise::member(&open, train, &args.dynamics, at, progress)?;
             let simulator = optimizer_dynamics(&groups, train, member, seed, None, progress)?;
             let artifact = simulator.to_artifact(&train_keys, &test_keys)?;
             let report = Report::Dynamics(Box::new(simulator.report().clone()));
@@ -428,7 +428,7 @@ fn print_dynamics(args: &FitArgs, report: &OptimizerDynamicsReport) {
         "  {} {:.0} %, mean run {:.0} %: error of left-out runs {:.4} nats²",
         match report.chosen.len() {
             1 => "closed loop",
-            _ => "mean of the closed loops",
+            _ => "mean of these",
         },
         100.0 * report.closed_loop_weight,
         100.0 * (1.0 - report.closed_loop_weight),

@@ -87,7 +87,7 @@ fn at(
     if wants(FitMethod::OptimizerDynamics) {
         let seed = args.split.seed;
         let groups = crate::fit::datasets(open, train, &args.dynamics, seed, progress)?;
-        let member = linearise::member(open, train, &args.dynamics, at, progress);
+        let member = linearise::member(open, train, &args.dynamics, at, progress)?;
         let fit = crate::fit::optimizer_dynamics(&groups, train, member, seed, None, progress)?;
         simulators.push(Box::new(fit));
     }

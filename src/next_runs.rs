@@ -94,6 +94,8 @@ pub fn run(args: &PlanArgs, run_set: &Path, progress: &dyn Progress) -> Result<(
         ..DynamicsArgs::default()
     };
     let groups = crate::fit::datasets(&open, &train, &given, seed, progress)?;
+    // What a run teaches is the correction's, which depends on curricula alone: without the linearised
+    // model.
     let simulator = crate::fit::optimizer_dynamics(&groups, &train, None, seed, None, progress)?;
     // What the fit left out (killed at once, diverged) tells nothing about the design either.
     let report = simulator.report();

@@ -209,7 +209,7 @@ fn default_simulator(
         device: &args.device,
         memory: None,
     };
-    let member = linearise::member(open, train, &args.dynamics, at, progress);
+    let member = linearise::member(open, train, &args.dynamics, at, progress)?;
     let fit = crate::fit::optimizer_dynamics(&groups, train, member, seed, None, progress)?;
     let edits = &args.edits;
     let mut named =

@@ -60,7 +60,7 @@ impl Model {
 }
 
 /// Six runs of plain SGD, each with its own order of examples and rate.
-fn record(folder: &Path) {
+fn record(folder: &Path, base_model: &str) {
     let examples = |side: &str, range: std::ops::Range<usize>| {
         let of = range.map(|e| Example::new(format!("{side}-{e}"), format!("class-{}", Y[e])));
         Examples::new(of.collect()).unwrap()
@@ -72,6 +72,7 @@ fn record(folder: &Path) {
     let set = RunSet::create(folder, &train, &test).unwrap();
     for number in 0..6 {
         let mut info = RunInfo::new(RunStatus::Recording);
+        info.base_model = Some(base_model.to_owned());
         info.optimizer = Some(Optimizer::Sgd {
             momentum: 0.0,
             dampening: 0.0,
@@ -125,8 +126,15 @@ fn keep_kernel(folder: &Path, scale: f32) {
     let set = RunSet::open(folder).unwrap();
     let keys = (set.train_examples().keys(), set.test_examples().keys());
     std::fs::create_dir_all(folder.join("kernels")).unwrap();
-    let artifact = kernel.to_artifact(&keys.0, &keys.1).unwrap();
+    let mut artifact = kernel.to_artifact(&keys.0, &keys.1).unwrap();
     assert_eq!(TangentKernel::from_artifact(&artifact).unwrap(), kernel);
+    let (train, test) = set.fingerprints();
+    for (name, of) in [("train_examples", train), ("test_examples", test)] {
+        artifact.metadata.insert(name.into(), of.into());
+    }
+    artifact
+        .metadata
+        .insert("base_model".into(), "model".into());
     write_artifact(&folder.join("kernels/plain.safetensors"), &artifact).unwrap();
 }
 
@@ -134,13 +142,21 @@ fn keep_kernel(folder: &Path, scale: f32) {
 fn a_kept_kernel_serves_the_linearised_model_and_optimizer_dynamics() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    record(&path.join("runs"));
+    record(&path.join("runs"), "model");
+    record(&path.join("others"), "another model");
     let fit = |method: &str, more: &[&str]| -> Value {
         let common = ["fit", "runs", "--out", "x.safetensors", "--format", "json"];
         let args = [&common[..], &["--method", method], more].concat();
         serde_json::from_str(&succeed(path, &args)).unwrap()
     };
     assert!(fit("optimizer-dynamics", &[])["linearised"].is_null());
+    let args = ["fit", "runs", "--method", "linearised", "--out", "y"];
+    let message = common::fail(path, &args);
+    let reason = match cfg!(feature = "torch") {
+        true => "has no base model",
+        false => "--features torch",
+    };
+    assert!(message.contains(reason), "{message}");
 
     keep_kernel(&path.join("runs"), 1.0);
     let alone = fit("linearised", &[]);
@@ -183,6 +199,30 @@ fn a_kept_kernel_serves_the_linearised_model_and_optimizer_dynamics() {
     assert!(report["linearised"].is_null(), "{report}");
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("goes without the linearised model"), "{told}");
+    // Of other runs: not used.
+    std::fs::create_dir(path.join("others/kernels")).unwrap();
+    let kernel = "kernels/plain.safetensors";
+    std::fs::copy(
+        path.join("runs").join(kernel),
+        path.join("others").join(kernel),
+    )
+    .unwrap();
+    let args = ["fit", "others", "--method", "linearised", "--out", "y"];
+    let message = common::fail(path, &args);
+    assert!(
+        message.contains("another base model and is not used"),
+        "{message}"
+    );
+    let args = [
+        "fit",
+        "runs",
+        "--method",
+        "optimizer-dynamics",
+        "--out",
+        "y",
+    ];
+    let message = common::fail(path, &[&args[..], &["--device", "abacus"]].concat());
+    assert!(message.contains("abacus"), "{message}");
     let args = ["fit", "runs", "--no-linearised", "--out", "y"];
     let message = common::fail(path, &args);
     assert!(message.contains("--no-linearised"), "{message}");

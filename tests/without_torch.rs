@@ -345,8 +345,4 @@ fn commands_that_train_say_how_to_get_libtorch() {
     let reproduce = ["reproduce", "untrac-finetuning", "--out", "untrac"];
     let message = fail(folder.path(), &reproduce);
     assert!(message.contains("--features torch"), "{message}");
-    let folder = imported();
-    let fit = ["fit", "runs", "--method", "linearised", "--out", "x"];
-    let message = fail(folder.path(), &fit);
-    assert!(message.contains("--features torch"), "{message}");
 }

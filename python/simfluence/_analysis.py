@@ -220,7 +220,8 @@ def fit(
     run_set : RunSet or path
     method : str
         `optimizer-dynamics`, `simfluence-linear`, `simfluence-additive`,
-        `simfluence-multiplicative`, `mean-run`.
+        `simfluence-multiplicative`, `linearised` (where the run set keeps its tangent kernel),
+        `mean-run`.
     train_runs, test_runs : str, int, Run or sequence of them, optional
         Which runs to learn from and which to hold out, by id, pattern or number; by default as the
         runs were designed.
@@ -229,8 +230,8 @@ def fit(
     progress : bool, optional
         Whether to draw a progress bar; by default in terminals and notebooks.
     **options
-        Further options of `simfluence fit`: `datasets`, `features`, `objective`, `solver`,
-        `shrink_to`, `lambda_`.
+        Further options of `simfluence fit`: `datasets`, `features`, `no_linearised`, `objective`,
+        `solver`, `shrink_to`, `lambda_`.
 
     Returns
     -------

@@ -60,6 +60,40 @@ pub struct LinearisedSimulator {
     report: LinearisedReport,
 }
 
+impl FitLinearised {
+    /// How the optimiser of the runs remembers and normalises, if a linearised model can be fitted on
+    /// them whatever its kernel.
+    ///
+    /// # Errors
+    /// No usable run; runs of different optimisers, or not measured before their first step; steps
+    /// without learning rates, or with none above 0.
+    pub fn memory(runs: &[&Run]) -> Result<Memory, LinearisedError> {
+        let (kept, _) = select(runs, false);
+        let first = kept
+            .first()
+            .ok_or(LinearisedError::NoUsableRun { given: runs.len() })?;
+        let mut is_trained = false;
+        for run in &kept {
+            if run.info.optimizer != first.info.optimizer {
+                return Err(LinearisedError::Optimizers {
+                    run: run.id.clone(),
+                    first: first.id.clone(),
+                });
+            }
+            if run.trajectory.at_step(0).is_none() {
+                return Err(LinearisedError::NoStart(run.id.clone()));
+            }
+            for step in run.curriculum.steps() {
+                is_trained |= step.learning_rate.ok_or(LinearisedError::NoLearningRate)? > 0.0;
+            }
+        }
+        match is_trained {
+            true => Ok(Memory::of(first.info.optimizer.as_ref())),
+            false => Err(LinearisedError::ZeroRates),
+        }
+    }
+}
+
 impl Fit for FitLinearised {
     type Simulator = LinearisedSimulator;
     type Error = LinearisedError;
@@ -86,7 +120,7 @@ impl Fit for FitLinearised {
                 expected: (train_count, test_count),
             });
         }
-        let memory = Memory::of(first.info.optimizer.as_ref());
+        let memory = Self::memory(runs)?;
         if memory.second != SecondMoment::None && self.kernel.squares.is_empty() {
             return Err(LinearisedError::NoSquares);
         }
@@ -95,7 +129,7 @@ impl Fit for FitLinearised {
         let mut some = None;
         for run in &kept {
             for step in run.curriculum.steps() {
-                let rate = step.learning_rate.ok_or(LinearisedError::NoLearningRate)?;
+                let rate = step.learning_rate.unwrap_or(0.0);
                 sum += f64::from(rate);
                 steps += 1.0;
                 rates_vary |= *some.get_or_insert(rate) != rate;
@@ -112,15 +146,7 @@ impl Fit for FitLinearised {
             reference_rate: sum / steps,
         };
         for run in &kept {
-            if run.info.optimizer != first.info.optimizer {
-                return Err(LinearisedError::Optimizers {
-                    run: run.id.clone(),
-                    first: first.id.clone(),
-                });
-            }
-            let initial = run.trajectory.at_step(0);
-            let initial = initial.ok_or_else(|| LinearisedError::NoStart(run.id.clone()))?;
-            check_start(&self.kernel, initial)?;
+            check_start(&self.kernel, run.trajectory.at_step(0).unwrap_or_default())?;
         }
         let exponents = if rates_vary {
             &RATE_EXPONENTS[..]
@@ -214,12 +240,21 @@ impl LinearisedSimulator {
         for (batch, rate) in steps {
             rollout.train(batch, rate);
             let after = rollout.losses().zip(&self.ceiling);
-            losses.extend(after.map(|(loss, &ceiling)| (loss as f32).min(ceiling)));
+            losses.extend(after.map(|(loss, &ceiling)| match loss as f32 {
+                loss if loss > ceiling => ceiling,
+                loss => loss,
+            }));
         }
         losses
     }
 
-    /// Fails unless these losses are those of the base model that the kernel is of.
+    /// Whether these losses are those of the base model that the kernel is of.
+    pub(crate) fn starts_at(&self, initial: &[f64]) -> bool {
+        let initial: Vec<f32> = initial.iter().map(|&l| l as f32).collect();
+        self.check_start(&initial).is_ok()
+    }
+
+    /// Fails unless they are.
     pub(crate) fn check_start(&self, initial: &[f32]) -> Result<(), LinearisedError> {
         check_start(&self.kernel, initial)
     }
@@ -412,6 +447,9 @@ pub enum LinearisedError {
     /// A step without a learning rate.
     #[error("a run has steps without a learning rate, which the linearised model is trained with")]
     NoLearningRate,
+    /// Runs that train nothing.
+    #[error("every learning rate of the runs is 0")]
+    ZeroRates,
     /// Losses that are not those of the kernel's model.
     #[error(
         "the losses before the first step differ from those of the linearised model by {mean:.3} nats in the mean; it can only start where its base model does"
@@ -432,7 +470,7 @@ pub enum LinearisedError {
     },
     /// Too many different answers, or only one.
     #[error(
-        "the answers choose from {got} tokens, counted anew after each beginning of an answer; the linearised model is for 2 to {ALTERNATIVES}"
+        "the answers have {got} alternatives in all (different tokens after each beginning of an answer); the linearised model is for at least two answers and at most {ALTERNATIVES} alternatives"
     )]
     Alternatives {
         /// Alternatives of all choices.

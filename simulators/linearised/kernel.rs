@@ -112,7 +112,9 @@ impl TangentKernel {
             let path = self.path(example);
             let of_token = |&taken: &u32| {
                 let taken = taken as usize;
-                (choice_of[taken].log_sum(own) - own[taken]).max(0.0)
+                let loss = choice_of[taken].log_sum(own) - own[taken];
+                // Rounding; what is not a number stays so.
+                if loss < 0.0 { 0.0 } else { loss }
             };
             path.iter().map(of_token).sum::<f64>() / path.len() as f64
         })

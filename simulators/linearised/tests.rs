@@ -2,7 +2,7 @@
 
 use super::softmax_regression::{CLASSES, Regression, TEST, TRAIN, run, sgd};
 use super::*;
-use simfluence_core::{Curriculum, Fit, NoProgress, Optimizer, Run, Simulator, Step};
+use simfluence_core::{Curriculum, Fit, NoProgress, Optimizer, Run, Simulator, Step, Trajectory};
 
 fn fitted(kernel: TangentKernel, runs: &[Run]) -> Result<LinearisedSimulator, LinearisedError> {
     FitLinearised { kernel }.fit(&runs.iter().collect::<Vec<_>>(), TRAIN, &NoProgress)
@@ -139,6 +139,13 @@ fn what_does_not_fit_is_refused() {
         refused(kernel(), &[]),
         LinearisedError::NoUsableRun { given: 0 }
     );
+    let still = [run(1, 0.0, sgd(0.0), train)];
+    assert_eq!(refused(kernel(), &still), LinearisedError::ZeroRates);
+    let mut late = run(1, 0.1, sgd(0.0), train);
+    let (steps, values) = (late.trajectory.steps(), late.trajectory.values());
+    late.trajectory = Trajectory::new(steps[1..].to_vec(), TEST, values[TEST..].to_vec()).unwrap();
+    let id = late.id.clone();
+    assert_eq!(refused(kernel(), &[late]), LinearisedError::NoStart(id));
     let simulator = fitted(kernel(), &runs).unwrap();
     let elsewhere = simulator.simulate(&runs[0].curriculum, &[9.0; TEST]);
     let message = elsewhere.unwrap_err().to_string();

@@ -163,16 +163,6 @@ impl OptimizerDynamicsSimulator {
         losses
     }
 
-    /// What a curriculum does, if it can be simulated from these losses.
-    fn checked(&self, curriculum: &Curriculum, initial: &[f32]) -> Result<Inputs, SimulateError> {
-        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
-        if let Some(linearised) = &self.ensemble.linearised {
-            let start = linearised.check_start(initial);
-            start.map_err(|e| SimulateError::Other(e.to_string()))?;
-        }
-        self.inputs(curriculum)
-    }
-
     fn trajectory(&self, losses: &[f64]) -> Result<Trajectory, SimulateError> {
         let tests = self.mean.tests;
         let steps = (0..(losses.len() / tests) as u32).collect();
@@ -199,7 +189,8 @@ impl Simulator for OptimizerDynamicsSimulator {
         curriculum: &Curriculum,
         initial: &[f32],
     ) -> Result<Trajectory, SimulateError> {
-        let inputs = self.checked(curriculum, initial)?;
+        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
+        let inputs = self.inputs(curriculum)?;
         self.trajectory(&self.losses(&inputs, initial))
     }
 
@@ -214,7 +205,8 @@ impl Simulator for OptimizerDynamicsSimulator {
                 "the level of the bands is {level}; it must be above 0 and below 1, such as 0.9"
             )));
         }
-        let inputs = self.checked(curriculum, initial)?;
+        check_simulation_input(curriculum, initial, self.train_count(), self.test_count())?;
+        let inputs = self.inputs(curriculum)?;
         let losses = self.losses(&inputs, initial);
         let (widths, distance) =
             (self.bands).half_widths(&self.correction, &inputs, &self.basis, &losses, level);

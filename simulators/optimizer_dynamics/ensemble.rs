@@ -46,6 +46,7 @@ impl Ensemble {
         initial: &[f64],
     ) -> Vec<f64> {
         let linearised = (self.linearised.as_ref())
+            .filter(|simulator| simulator.starts_at(initial))
             .map(|simulator| roll_linearised(simulator, inputs, reference_rate, initial));
         self.mean(inputs, initial, linearised.as_deref())
     }
@@ -54,7 +55,7 @@ impl Ensemble {
         self.mean(&run.inputs, run.path.row(0), run.linearised.as_deref())
     }
 
-    /// The mean, with what the linearised model simulates.
+    /// The mean, with what the linearised model simulates; of the loops alone where that is `None`.
     fn mean(&self, inputs: &Inputs, initial: &[f64], linearised: Option<&[f64]>) -> Vec<f64> {
         let mut mean = vec![0.0; (inputs.len() + 1) * initial.len()];
         let mut add = |weight: f64, losses: &[f64]| {
@@ -62,12 +63,22 @@ impl Ensemble {
                 *sum += weight * loss;
             }
         };
-        for (model, &weight) in self.loops.iter().zip(&self.weights) {
+        let (weights, own) = self.weights.split_at(self.loops.len());
+        let share = match linearised {
+            Some(_) => 1.0,
+            None => weights.iter().sum::<f64>(),
+        };
+        for (model, &weight) in self.loops.iter().zip(weights) {
+            // Where the linearised model has all the weight the loops share it evenly.
+            let weight = match share > 0.0 {
+                true => weight / share,
+                false => 1.0 / weights.len() as f64,
+            };
             if weight > 0.0 {
                 add(weight, &model.roll(inputs, initial));
             }
         }
-        if let (Some(losses), Some(&weight)) = (linearised, self.weights.get(self.loops.len())) {
+        if let (Some(losses), Some(&weight)) = (linearised, own.first()) {
             add(weight, losses);
         }
         mean
@@ -156,7 +167,7 @@ pub(super) fn stacked(
 /// The weights with which the members together miss left-out runs least (stacking): they minimise
 /// `wᵀ G w`, none negative, with a sum of 1. `G` sums over runs the products of the members' errors,
 /// over the sum of their squares: every run counts the same. The linearised model is the same for
-/// every fold: it has no more than two numbers from the runs.
+/// every fold: it has gain, power and ceilings from the runs, and no more.
 fn stacking_weights(folded: Folded<'_>, left_out: &[&[Model]]) -> Vec<f64> {
     let products: Vec<DMatrix<f64>> = (folded.folds.par_iter().zip(folded.prepared))
         .map(|(&fold, run)| {

@@ -135,7 +135,7 @@ fn a_worthless_one_gets_no_weight_and_no_place_in_the_file() {
 }
 
 #[test]
-fn one_of_other_runs_or_asked_elsewhere_is_refused() {
+fn one_of_other_runs_or_of_another_model_is_refused() {
     let given = runs(0..12);
     let member = linearised(&given, |_, update| update);
     let others = fitted(params(), &runs(1..12), Some(member.clone()));
@@ -146,13 +146,33 @@ fn one_of_other_runs_or_asked_elsewhere_is_refused() {
         let steps = run.trajectory.steps().to_vec();
         run.trajectory = simfluence_core::Trajectory::new(steps, TEST, moved).unwrap();
     }
-    let error = fitted(params(), &elsewhere, Some(member.clone())).unwrap_err();
+    let error = fitted(params(), &elsewhere, Some(member)).unwrap_err();
     assert!(matches!(
         error,
         OptimizerDynamicsError::Linearised(LinearisedError::OtherModel { .. })
     ));
-    let simulator = fitted(params(), &given, Some(member)).unwrap();
-    let error = simulator.simulate(&given[0].curriculum, &[9.0; TEST]);
-    let message = error.unwrap_err().to_string();
-    assert!(message.contains("base model"), "{message}");
+}
+
+#[test]
+fn from_other_losses_the_loops_simulate_alone() {
+    let given = runs(0..12);
+    let member = linearised(&given, |place, update| {
+        update * (1.0 + 0.4 * (place as f32).sin())
+    });
+    let mut simulator = fitted(params(), &given, Some(member)).unwrap();
+    let weights = simulator.ensemble.weights.clone();
+    let simulate = |simulator: &OptimizerDynamicsSimulator| {
+        let simulated = simulator.simulate(&given[0].curriculum, &[1.5; TEST]);
+        simulated.unwrap().values().to_vec()
+    };
+    let with = simulate(&simulator);
+    let sum: f64 = weights[..weights.len() - 1].iter().sum();
+    simulator.ensemble.linearised = None;
+    simulator.ensemble.weights = weights[..weights.len() - 1]
+        .iter()
+        .map(|w| w / sum)
+        .collect();
+    for (a, b) in with.iter().zip(simulate(&simulator)) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
 }
